@@ -1,0 +1,12 @@
+"""`python -m recbole_flr run ...` and `python -m recbole_flr recommend ...`."""
+
+import sys
+
+from recbole_flr.command import main, recommend_main
+
+COMMANDS = {"run": main, "recommend": recommend_main}
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        sys.exit(f"usage: python -m recbole_flr {{{','.join(COMMANDS)}}} ... (each takes --help)")
+    sys.exit(COMMANDS[sys.argv[1]](sys.argv[2:]))

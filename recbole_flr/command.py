@@ -1,0 +1,105 @@
+"""The command lines: `run_recbole_flr.py` and `python -m recbole_flr recommend`."""
+
+import argparse
+import json
+import sys
+
+from recbole_flr.errors import ConfigError, FLRError
+
+USAGE = """\
+Train, validate and test a model of recbole_flr or of RecBole.
+
+  python run_recbole_flr.py --model=FLR --dataset=toys_demo
+  python run_recbole_flr.py -m SASRec -d movies --epochs=50 --config_files my.yaml
+  python run_recbole_flr.py --resume=saved/FLR-movies-20260101-120000
+
+  --model, -m NAME        FLR, or any RecBole model (SASRec, GRU4Rec, Caser, ...)
+  --dataset, -d NAME      toys_demo (made on the spot), ml-100k, toys, cds, games, instruments, movies, or your own
+  --config_files A.yaml   yaml files with options; several separated by blanks
+  --help, -h              this text
+
+Any option of the plug-in or of RecBole: --key=value or --key value. Values are yaml: 1e-3, [5, 10], "{'valid': full}".
+"""
+
+
+def parse_arguments(arguments):
+    """Words of the command line -> dict of options, as text.
+
+    Raises:
+        ConfigError: for a word that is no option, an option without value, or one given twice with two values.
+    """
+    short = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
+    options, words = {}, list(arguments)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        name = short.get(name, name)
+        if not name.startswith("--") or name == "--":
+            raise ConfigError(f"found {word!r}, expected --key=value or --key value (values with blanks need quotes)")
+        name = name[2:]
+        if name == "help":
+            return {"help": True}
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise ConfigError(f"--{name}: found no value, expected --{name}=value")
+            value = words.pop(0)
+            while name == "config_files" and words and not words[0].startswith("-"):
+                value += " " + words.pop(0)
+        if options.get(name, value) != value:
+            raise ConfigError(f"--{name}: found {options[name]!r} and {value!r}; give it once")
+        options[name] = value
+    return options
+
+
+def main(arguments=None):
+    """Entry point of run_recbole_flr.py. Returns the exit status: 0, or 2 after one line on a user's mistake."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        options = parse_arguments(arguments)
+        if "help" in options:
+            from recbole_flr.options import help_text
+
+            print(USAGE + "\nOptions of the plug-in (name, default, what is allowed, what it does and costs):")
+            print(help_text())
+            return 0
+        from recbole_flr.quick_start import run_recbole_flr
+
+        files = options.pop("config_files", "").replace(",", " ").split() or None
+        model = options.pop("model", None)
+        dataset = options.pop("dataset", None)
+        if "resume" not in options and not files:
+            model, dataset = model or "FLR", dataset or "toys_demo"
+        run_recbole_flr(model, dataset, files, options)
+    except FLRError as error:
+        print(f"run_recbole_flr: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def recommend_main(arguments=None):
+    """Entry point of `python -m recbole_flr recommend`."""
+    parser = argparse.ArgumentParser("python -m recbole_flr recommend", description="Recommend the next items for a history.")
+    parser.add_argument("--checkpoint", required=True, help="folder of a run, such as saved/FLR-toys_demo-...")
+    parser.add_argument("--history", required=True, nargs="+", help="titles or item ids, oldest first")
+    parser.add_argument("--k", type=int, default=10, help="how many items")
+    parser.add_argument("--data_path", help="where the data sets are, if not where they were at training")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(arguments)
+    changes = {"state": "ERROR", "show_progress": False, **({"data_path": given.data_path} if given.data_path else {})}
+    try:
+        from recbole_flr.quick_start import recommend
+
+        answer = recommend(given.checkpoint, given.history, given.k, changes)
+    except FLRError as error:
+        print(f"recommend: {error}", file=sys.stderr)
+        return 2
+    if given.json:
+        print(json.dumps(answer, ensure_ascii=False, indent=1))
+        return 0
+    for rank, item in enumerate(answer["items"], 1):
+        print(f"{rank:3d}  {item['score']:9.4f}  {item['title']}  [{item['item']}]")
+    for number, factor in enumerate(answer["factors"], 1):
+        print(f"factor {number}: weight {factor['weight']:.3f}, looked at")
+        for entry in factor["history"]:
+            print(f"     {entry['attention']:.3f}  {entry['title']}")
+    return 0

@@ -1,0 +1,207 @@
+r"""RecBole's atomic files as plain text: reading columns verbatim, escaping titles, writing all files or none.
+
+An atomic file is a table: fields separated by tabs, no quoting, a header of `name:type` fields
+(https://recbole.io/docs/user_guide/data/atomic_files.html). RecBole reads it with pandas, which treats a leading quote as
+quoting and words such as `NA` as missing; the functions here return the text as it stands in the file. A title may
+hold anything, so tab, newline, carriage return and backslash are written as `\t`, `\n`, `\r` and `\\`.
+"""
+
+import os
+import re
+import secrets
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+from recbole_flr.errors import DataError
+
+_TO_ESCAPED = {"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}
+_FROM_ESCAPED = {escaped: plain for plain, escaped in _TO_ESCAPED.items()}
+
+
+def escape(text):
+    r"""`text` as one field of an atomic file: backslash, tab, newline and CR become `\\`, `\t`, `\n`, `\r`."""
+    return re.sub(r"[\\\t\n\r]", lambda match: _TO_ESCAPED[match[0]], text)
+
+
+def unescape(field):
+    """The exact inverse of `escape`. Any other backslash sequence is left alone, as files of others do not escape."""
+    return re.sub(r"\\[\\tnr]", lambda match: _FROM_ESCAPED[match[0]], field)
+
+
+def header(path, separator="\t", encoding="utf-8"):
+    """The fields of an atomic file, in their order.
+
+    Returns:
+        dict[str, str]: name -> type (`token`, `token_seq`, `float`, `float_seq`).
+
+    Raises:
+        DataError: no such file, wrong encoding, or a header that is not made of distinct `name:type` fields.
+    """
+    with _lines(path, encoding) as lines:
+        return _parse_header(path, next(lines, ""), separator)
+
+
+def read_columns(path, fields, separator="\t", encoding="utf-8"):
+    """Columns of an atomic file, verbatim: no quoting, no missing values, nothing stripped or converted.
+
+    Lines end at LF alone (one CR before it is dropped); empty lines are skipped, as pandas does, so that row i here is
+    row i in RecBole.
+
+    Args:
+        path: the atomic file.
+        fields (iterable of str): names of the columns, without their types.
+
+    Returns:
+        dict[str, list[str]]: the values of each field, one a row, in the order of `fields`.
+
+    Raises:
+        DataError: as `header`, and for a column that is not there or a row with a wrong number of columns.
+    """
+    fields = list(fields)
+    with _lines(path, encoding) as lines:
+        types = _parse_header(path, next(lines, ""), separator)
+        names = list(types)
+        missing = [field for field in fields if field not in types]
+        if missing:
+            raise DataError(f"{path} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(names)}")
+        places = [names.index(field) for field in fields]
+        columns = [[] for _ in fields]
+        for number, line in enumerate(lines, start=2):
+            if not line:
+                continue
+            row = line.split(separator)
+            if len(row) != len(names):
+                found = f"{path}, line {number}: {len(row)} columns"
+                raise DataError(f"{found}, but the header has {len(names)} ({', '.join(names)})")
+            for column, place in zip(columns, places):
+                column.append(row[place])
+    return dict(zip(fields, columns))
+
+
+def publish(folder, files):
+    """Writes text files so that all of them appear in `folder`, or none; see `staged`.
+
+    Args:
+        folder: where the files go; made if it is not there. Its other files stay.
+        files (dict[str, iterable of str]): file name -> lines, without their line ends. UTF-8, LF.
+
+    Raises:
+        ValueError: a line that holds a line end (an unescaped text).
+    """
+    with staged(folder) as temporary:
+        for name, lines in files.items():
+            with open(temporary / name, "w", encoding="utf-8", newline="\n") as handle:
+                for line in lines:
+                    if "\n" in line or "\r" in line:
+                        raise ValueError(f"{name}: a line end inside the line {line!r}")
+                    handle.write(line + "\n")
+
+
+@contextmanager
+def staged(folder):
+    """Gives an empty folder beside `folder` to write into, and moves its content into place when the block ends well.
+
+    The content is synced to disk first. A new `folder` appears by one rename. In an existing one every file is replaced
+    in turn, and the old ones are put back if that fails (only a kill between two of these renames can leave a mixture).
+    If the block raises, nothing is left behind.
+
+    Raises:
+        DataError: `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; a folder is to be written there: move it away or choose another place")
+    made = [parent for parent in folder.absolute().parents if not parent.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A sibling, so that the rename stays within one file system; not tempfile.mkdtemp, whose folders only we could read.
+    temporary = folder.parent / f".{folder.name}.{secrets.token_hex(6)}.tmp"
+    temporary.mkdir()
+    done = False
+    try:
+        yield temporary
+        _install(temporary, folder)
+        done = True
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not done:
+            for parent in made:  # innermost first; one that somebody else has filled meanwhile stays
+                try:
+                    parent.rmdir()
+                except OSError:
+                    break
+
+
+def _install(temporary, folder):
+    files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    for path in [*files, *(path for path in temporary.rglob("*") if path.is_dir()), temporary]:
+        _sync(path)
+    if not os.path.lexists(folder):
+        try:
+            os.rename(temporary, folder)
+            _sync(folder.parent)
+            return
+        except OSError:
+            if not folder.is_dir():  # if it is one now, another process was faster: fill that one
+                raise
+    backups = temporary.with_name(temporary.name + ".old")
+    backups.mkdir()
+    replaced, added = [], []
+    try:
+        for number, path in enumerate(files):
+            target = folder / path.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                backup = backups / str(number)
+                shutil.copy2(target, backup)
+                replaced.append((backup, target))
+            else:
+                added.append(target)
+            os.replace(path, target)
+    except BaseException:
+        for backup, target in replaced:
+            os.replace(backup, target)
+        for target in added:
+            target.unlink(missing_ok=True)
+        raise
+    finally:
+        shutil.rmtree(backups, ignore_errors=True)
+    _sync(folder)
+
+
+def _sync(path):
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows cannot open a folder
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:  # nor sync a descriptor that is open for reading
+        pass
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _lines(path, encoding):
+    """An iterator over the lines of a text file, without their ends; what the file has wrong becomes a DataError."""
+    try:
+        # newline="\n": by default Python ends lines at a lone CR too, which a title of somebody else's file may hold.
+        with open(path, encoding=encoding, newline="\n") as handle:
+            yield (line.removesuffix("\n").removesuffix("\r") for line in handle)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not {encoding} text ({error.reason} at byte {error.start})") from error
+
+
+def _parse_header(path, line, separator):
+    types = {}
+    for field in line.removeprefix("\ufeff").split(separator):
+        name, colon, kind = field.partition(":")
+        if not (name and colon and kind):
+            raise DataError(f"{path}: the header field {field!r} is not of the form name:type; is the separator {separator!r}?")
+        if name in types:
+            raise DataError(f"{path}: the header names the column {name!r} twice")
+        types[name] = kind
+    return types

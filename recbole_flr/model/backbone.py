@@ -1,0 +1,231 @@
+"""The causal language model: built small, or loaded by name; its trunk, its cache, its vocabulary projection.
+
+Everything above this file sees embeddings, hidden states and a functional cache (a tuple of key/value pairs that is
+never changed in place, so that several continuations of one prompt can share it).
+
+Shapes: B batch, S new tokens, P cached tokens, D hidden width, V vocabulary.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
+from transformers.cache_utils import DynamicLayer
+
+from recbole_flr.errors import ConfigError
+
+THOUGHT = "<|Thought|>"
+END_OF_TITLE = "<|endoftitle|>"
+START = "<|start|>"
+PAD = "<|pad|>"
+
+
+def train_tokenizer(texts, vocab_size):
+    """Byte-level BPE learned from the catalogue: every text has exactly one encoding that decodes to itself.
+
+    Args:
+        texts: iterable of str.
+        vocab_size: upper bound on the number of tokens; at least 256 bytes and four special tokens are always there.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[PAD, START, END_OF_TITLE, THOUGHT],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=START, eos_token=END_OF_TITLE,
+        additional_special_tokens=[THOUGHT],
+    )
+
+
+class Backbone(nn.Module):
+    """A causal language model and its tokenizer.
+
+    Args:
+        lm: a transformers causal LM.
+        tokenizer: its tokenizer; gets `<|Thought|>` as a special token if it lacks it.
+        trainable: ``full``, ``lora`` or ``frozen``.
+        lora: keyword arguments for :class:`peft.LoraConfig`.
+        dropout: on the input embeddings while training.
+    """
+
+    def __init__(self, lm, tokenizer, trainable="full", lora=None, dropout=0.0, pretrained=True):
+        super().__init__()
+        self.tokenizer, self.pretrained = tokenizer, pretrained
+        tokenizer.add_special_tokens({"additional_special_tokens": [THOUGHT]}, replace_extra_special_tokens=False)
+        self.thought_id = tokenizer.convert_tokens_to_ids(THOUGHT)
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(
+                "the backbone's tokenizer has no end-of-text token, which is needed to end a title; "
+                "set one (tokenizer.eos_token) and save the tokenizer again"
+            )
+        self.end_id = tokenizer.eos_token_id
+        self.start_id = tokenizer.bos_token_id
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
+        if len(tokenizer) > lm.get_input_embeddings().num_embeddings:
+            lm.resize_token_embeddings(len(tokenizer))
+        self.dropout = nn.Dropout(dropout)
+        self.lm = self._set_trainable(lm, trainable, lora or {})
+
+    @staticmethod
+    def _set_trainable(lm, trainable, lora):
+        if trainable != "full":
+            lm.requires_grad_(False)
+        if trainable == "lora":
+            from peft import LoraConfig, inject_adapter_in_model
+
+            lm = inject_adapter_in_model(LoraConfig(**lora), lm)
+        return lm
+
+    @property
+    def width(self):
+        """D."""
+        return self.lm.get_input_embeddings().embedding_dim
+
+    def encode(self, texts):
+        """list of str -> list of token id lists. Text is data: nothing in it becomes a special token."""
+        if not texts:
+            return []
+        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def embed(self, tokens):
+        """[...] int64 -> [..., D]."""
+        return self.dropout(self.lm.get_input_embeddings()(tokens))
+
+    def logits(self, hidden):
+        """[..., D] -> [..., V]."""
+        logits = self.lm.get_output_embeddings()(hidden)
+        cap = getattr(self.lm.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def forward(self, embeddings, mask, positions, cache=None, keep_cache=False):
+        """Run the trunk.
+
+        Args:
+            embeddings: [B, S, D].
+            mask: [B, P + S], True at real tokens (causal among the new ones), or [B, S, P + S], True where token s
+                may see key p.
+            positions: [B, S].
+            cache: pairs [B, heads, P, d], one for each layer, or None.
+            keep_cache: whether to return the longer cache.
+
+        Returns:
+            hidden [B, S, D] after the last norm, and the cache with the new tokens (None unless keep_cache).
+        """
+        if mask.dim() == 3:  # additive and finite: works in every attention, and a row that sees nothing is no NaN
+            blocked = torch.zeros(mask.shape, dtype=embeddings.dtype, device=mask.device)
+            mask = blocked.masked_fill_(~mask, torch.finfo(embeddings.dtype).min).unsqueeze(1)
+        past = DynamicCache() if cache is None else self._past(cache)
+        use_cache = keep_cache or cache is not None
+        out = self.lm.base_model(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions,
+            past_key_values=past if use_cache else None, use_cache=use_cache,
+        )
+        kept = tuple((layer.keys, layer.values) for layer in past.layers) if keep_cache else None
+        return out.last_hidden_state, kept
+
+    @staticmethod
+    def _past(cache):
+        past = DynamicCache()
+        for keys, values in cache:  # set, not updated: an update would copy the prompt's cache
+            layer = DynamicLayer()
+            layer.keys, layer.values, layer.is_initialized = keys, values, True
+            layer.dtype, layer.device = keys.dtype, keys.device
+            past.layers.append(layer)
+        return past
+
+    @staticmethod
+    def crop(cache, length):
+        """The first `length` tokens of a cache; shares memory."""
+        return tuple((keys[:, :, :length], values[:, :, :length]) for keys, values in cache)
+
+    def save(self, folder):
+        """Write the tokenizer files; the weights are the checkpoint's."""
+        self.tokenizer.save_pretrained(folder)
+
+
+def build_backbone(config, texts):
+    """The backbone that the options ask for.
+
+    Args:
+        config: needs backbone, trainable, lora_*, torch_dtype, tokenizer and, for ``compact``, compact_*.
+        texts: the catalogue's titles, from which the compact tokenizer is learned.
+
+    Raises:
+        ConfigError: if the model cannot be loaded.
+    """
+    compact = config["backbone"] == "compact"
+    dtype = getattr(torch, config["torch_dtype"])
+    if compact:
+        tokenizer = load_tokenizer(config["tokenizer"]) if config["tokenizer"] else train_tokenizer(
+            texts, config["compact_vocab_size"]
+        )
+        lm = compact_lm(config, tokenizer).to(dtype)
+    else:
+        tokenizer = load_tokenizer(config["tokenizer"] or config["backbone"])
+        try:
+            lm = AutoModelForCausalLM.from_pretrained(
+                config["backbone"], dtype=dtype, attn_implementation=config["attn_implementation"],
+                use_safetensors=True,
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"backbone: found {config['backbone']!r}, which could not be loaded ({first_line(error)}); expected "
+                "'compact', the folder of a saved transformers model with safetensors weights, or a hub name that "
+                "this machine can reach"
+            ) from error
+    backbone = Backbone(
+        lm, tokenizer, config["trainable"],
+        dict(r=config["lora_rank"], lora_alpha=config["lora_alpha"], lora_dropout=config["lora_dropout"],
+             target_modules=config["lora_target_modules"] or "all-linear"),
+        config["embedding_dropout"], pretrained=not compact,
+    )
+    if config["gradient_checkpointing"]:
+        backbone.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    return backbone
+
+
+def first_line(error):
+    """The first line of an error's text."""
+    return str(error).strip().splitlines()[0]
+
+
+def load_tokenizer(name):
+    """A fast tokenizer by name or path; ConfigError if there is none."""
+    try:
+        if (Path(name) / "tokenizer.json").is_file() and not (Path(name) / "config.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"tokenizer of {name!r} could not be loaded ({first_line(error)}); expected the folder of a saved "
+            "tokenizer or a hub name that this machine can reach"
+        ) from error
+
+
+def compact_lm(config, tokenizer):
+    """A small Qwen2 with fresh weights, its input and output embeddings tied."""
+    settings = AutoConfig.for_model(
+        "qwen2",
+        vocab_size=len(tokenizer),
+        hidden_size=config["compact_hidden_size"],
+        num_hidden_layers=config["compact_layers"],
+        num_attention_heads=config["compact_heads"],
+        num_key_value_heads=config["compact_heads"],
+        intermediate_size=4 * config["compact_hidden_size"],
+        attention_dropout=config["compact_dropout"],
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return AutoModelForCausalLM.from_config(settings, attn_implementation=config["attn_implementation"])

@@ -1,0 +1,68 @@
+"""A language model as the beam search sees it: one prompt cache a user, and a tree of title tokens behind it.
+
+The beams of a user are branches of one tree: each new token sees the prompt and its own ancestors. So the prompt's
+keys and values exist once a user, whatever the number of beams, and no cache is ever reordered (tree attention, as in
+SpecInfer, arXiv 2305.09781, there for verification).
+
+Shapes: U users, L prompt tokens, S new tokens, C tokens of the tree so far, D width.
+"""
+
+import torch
+
+
+class TreeDecoder:
+    """Implements :class:`recbole_flr.decoding.beam.PrefixScorer` for a backbone and a Reading.
+
+    Attributes:
+        hidden: [U, D], predicts the first title token.
+    """
+
+    def __init__(self, backbone, reading):
+        self.backbone = backbone
+        users = len(reading.mask)
+        if reading.cache is None:
+            raise ValueError("decoding needs a reading with a cache")
+        self.prompt_mask = torch.cat([reading.mask, reading.mask.new_ones(users, 1)], dim=1)
+        hidden, self.cache = backbone(
+            reading.seed.unsqueeze(1), self.prompt_mask, reading.length.unsqueeze(1), reading.cache, keep_cache=True
+        )
+        self.hidden = hidden[:, 0]
+        self.first_position = reading.length + 1
+        empty = torch.zeros(users, 0, dtype=torch.long, device=hidden.device)
+        self.parents = empty
+
+    def logits(self, hidden):
+        """[..., D] -> [..., V]."""
+        return self.backbone.logits(hidden)
+
+    def extend(self, tokens, parents, valid):
+        """Append tokens to the trees.
+
+        Args:
+            tokens: [U, S] int64.
+            parents: [U, S] slot of each token's predecessor (slots count from 0 in order of appending), -1 for the
+                prompt; may be a slot of this call that comes earlier.
+            valid: [U, S]; False is padding, which takes up a slot and is seen by nothing.
+
+        Returns:
+            [U, S, D].
+        """
+        users, new = tokens.shape
+        old = self.parents.shape[1]
+        self.parents = torch.cat([self.parents, torch.where(valid, parents, -1)], dim=1)
+        slot = torch.arange(old, old + new, device=tokens.device).expand(users, new)
+        sees = torch.zeros(users, new, old + new, dtype=torch.bool, device=tokens.device)
+        depth = torch.full_like(slot, -1)
+        current = slot
+        while True:  # up the tree, one generation a turn
+            alive = current >= 0
+            if not alive.any():
+                break
+            here = current.clamp_min(0)
+            sees.scatter_(2, here.unsqueeze(2), sees.gather(2, here.unsqueeze(2)) | alive.unsqueeze(2))
+            depth += alive
+            current = torch.where(alive, self.parents.gather(1, here), -1)
+        mask = torch.cat([self.prompt_mask.unsqueeze(1).expand(-1, new, -1), sees], dim=2)
+        positions = self.first_position.unsqueeze(1) + depth
+        hidden, self.cache = self.backbone(self.backbone.embed(tokens), mask, positions, self.cache, keep_cache=True)
+        return hidden

@@ -1,0 +1,44 @@
+"""Which class a model name stands for, and which trainer trains it: one explicit table, else RecBole's own."""
+
+import difflib
+from importlib import import_module
+from pathlib import Path
+
+import recbole.utils
+
+from recbole_flr.errors import ConfigError
+
+MODELS = {  # name: (module, class, trainer in recbole_flr.trainer)
+    "FLR": ("recbole_flr.model.flr", "FLR", "StagedTrainer"),
+}
+
+
+def model_names():
+    """All names that `--model` takes: the plug-in's first, then RecBole's."""
+    folder = Path(recbole.utils.__file__).parents[1] / "properties" / "model"
+    return list(MODELS) + sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def get_model(name):
+    """Model name -> class.
+
+    Raises:
+        ConfigError: naming the nearest known model.
+    """
+    if name in MODELS:
+        module, attribute, _ = MODELS[name]
+        return getattr(import_module(module), attribute)
+    try:
+        return recbole.utils.get_model(name)
+    except (ValueError, AttributeError) as error:
+        near = difflib.get_close_matches(name, model_names(), n=1, cutoff=0.0)
+        raise ConfigError(f"model: found {name!r}, which neither recbole_flr nor RecBole has; the nearest is {near[0]!r}") from error
+
+
+def get_trainer(config):
+    """Config -> trainer class: RecBole's, with checkpoints that need no pickle."""
+    from recbole_flr import trainer
+
+    if config["model"] in MODELS:
+        return getattr(trainer, MODELS[config["model"]][2])
+    return trainer.with_safe_checkpoints(recbole.utils.get_trainer(config["MODEL_TYPE"], config["model"]))

@@ -1,0 +1,226 @@
+"""Checkpoints: one safetensors file with its JSON in the header, replaced in one step; nothing is ever unpickled.
+
+A run's folder holds `best.safetensors` (the weights that validation chose), `last.safetensors` (weights, optimizer and
+random states, to go on from), `config.json` and what else a model needs to be built again.
+"""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from recbole_flr.errors import CheckpointError
+
+BEST, LAST, CONFIG = "best.safetensors", "last.safetensors", "config.json"
+
+
+def write_json(path, value):
+    """Write JSON to a temporary name and move it into place."""
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write(path, tensors, meta):
+    """Write tensors and a JSON header; a kill at any moment leaves the old file or the new one, both whole.
+
+    Args:
+        path: file to write.
+        tensors: name -> tensor; names that share memory (tied weights) are stored once.
+        meta: anything that JSON can hold.
+    """
+    stored, seen, aliases = {}, {}, {}
+    for name, tensor in tensors.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and key in seen:
+            aliases[name] = seen[key]
+            continue
+        seen[key] = name
+        stored[name] = tensor.detach().contiguous().cpu()
+    temporary = f"{path}.tmp"
+    save_file(stored, temporary, {"json": json.dumps({"meta": meta, "aliases": aliases})})
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read(path):
+    """File -> (name -> tensor on the CPU, meta).
+
+    Raises:
+        CheckpointError: if the file is missing, cut short, or not one of ours.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})["json"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"found no checkpoint at {path}; expected the folder of a run, such as "
+                              "saved/FLR-movies-...") from error
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is no checkpoint of recbole_flr, or is cut short: {error}") from error
+    tensors.update({name: tensors[target] for name, target in header["aliases"].items()})
+    return tensors, header["meta"]
+
+
+def run_folder(path):
+    """Folder of a run, given the folder or a file in it."""
+    path = Path(path)
+    return path.parent if path.suffix == ".safetensors" else path
+
+
+def read_config(path):
+    """Options of the run at a path.
+
+    Raises:
+        CheckpointError: if there is no run.
+    """
+    file = run_folder(path) / CONFIG
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"found no {file}; expected the folder of a run, such as saved/FLR-movies-...") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not the JSON that a run writes: {error}") from error
+
+
+# optimizer
+
+
+def pack_optimizer(optimizer):
+    """Optimizer -> (name -> tensor, JSON)."""
+    state = optimizer.state_dict()
+    tensors, scalars = {}, {}
+    for index, slots in state["state"].items():
+        for name, value in slots.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value
+            else:
+                scalars[f"{index}.{name}"] = value
+    return tensors, {"param_groups": state["param_groups"], "scalars": scalars}
+
+
+def unpack_optimizer(optimizer, tensors, meta):
+    """Put a packed state back.
+
+    Raises:
+        CheckpointError: if it belongs to another optimizer or other parameters.
+    """
+    state = {}
+    for name, value in [*tensors.items(), *(("optimizer." + k, v) for k, v in meta["scalars"].items())]:
+        if name.startswith("optimizer."):
+            _, index, slot = name.split(".", 2)
+            state.setdefault(int(index), {})[slot] = value
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"the checkpoint's optimizer state does not fit this run's: {error}") from error
+
+
+# random states
+
+
+def pack_random(generator=None):
+    """Random states of torch, CUDA, numpy, python and of a loader's generator -> (tensors, JSON)."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    tensors = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(keys.astype(np.int64))}
+    if generator is not None:
+        tensors["random.loader"] = generator.get_state()
+    for device in range(torch.cuda.device_count()):
+        tensors[f"random.cuda{device}"] = torch.cuda.get_rng_state(device)
+    return tensors, {"numpy": [kind, position, has_gauss, cached], "python": random.getstate()}
+
+
+def unpack_random(tensors, meta, generator=None):
+    """Put packed random states back."""
+    torch.set_rng_state(tensors["random.torch"])
+    kind, position, has_gauss, cached = meta["numpy"]
+    np.random.set_state((kind, tensors["random.numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
+    version, keys, gauss = meta["python"]
+    random.setstate((version, tuple(keys), gauss))
+    if generator is not None and "random.loader" in tensors:
+        generator.set_state(tensors["random.loader"])
+    for device in range(torch.cuda.device_count()):
+        if f"random.cuda{device}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"random.cuda{device}"], device)
+
+
+# what some RecBole models keep outside their parameters
+
+
+def pack_other(other):
+    """RecBole's ``other_parameter()`` -> (tensors, JSON).
+
+    Raises:
+        CheckpointError: for a value that only a pickle could hold.
+    """
+    tensors, meta = {}, {}
+    for name, value in other.items():
+        if isinstance(value, torch.Tensor):
+            tensors[f"other.{name}"], meta[name] = value, "tensor"
+        elif isinstance(value, np.ndarray):
+            tensors[f"other.{name}"], meta[name] = torch.from_numpy(value), "numpy"
+        elif scipy.sparse.issparse(value):
+            matrix = value.tocsr()
+            for part in ("data", "indices", "indptr"):
+                tensors[f"other.{name}.{part}"] = torch.from_numpy(getattr(matrix, part))
+            meta[name] = list(matrix.shape)
+        else:
+            try:
+                meta[name] = {"json": json.loads(json.dumps(value))}
+            except TypeError as error:
+                raise CheckpointError(f"{name} of this model is a {type(value).__name__}, which cannot be saved without "
+                                      "a pickle; run with --saved=False") from error
+    return tensors, meta
+
+
+def unpack_other(tensors, meta):
+    """Inverse of :func:`pack_other`: name -> value."""
+    other = {}
+    for name, kind in meta.items():
+        if kind == "tensor":
+            other[name] = tensors[f"other.{name}"]
+        elif kind == "numpy":
+            other[name] = tensors[f"other.{name}"].numpy()
+        elif isinstance(kind, list):
+            parts = [tensors[f"other.{name}.{part}"].numpy() for part in ("data", "indices", "indptr")]
+            other[name] = scipy.sparse.csr_matrix(tuple(parts), shape=kind)
+        else:
+            other[name] = kind["json"]
+    return other
+
+
+# model
+
+
+def pack_model(model):
+    """Model -> (name -> tensor, JSON); leaves out what :meth:`unsaved_parameters` names."""
+    skipped = model.unsaved_parameters() if hasattr(model, "unsaved_parameters") else set()
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items() if name not in skipped}
+    other, meta = pack_other(model.other_parameter())
+    return {**tensors, **other}, {"other": meta, "skipped": sorted(skipped)}
+
+
+def unpack_model(model, tensors, meta):
+    """Put packed weights back.
+
+    Raises:
+        CheckpointError: if names or shapes do not fit.
+    """
+    state = {name[len("model."):]: value for name, value in tensors.items() if name.startswith("model.")}
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"the checkpoint does not fit the model that its options build (did the data set change?): "
+                              f"{error}") from error
+    missing = set(missing) - set(meta["skipped"])
+    if missing or unexpected:
+        raise CheckpointError(f"the checkpoint does not fit the model: missing {sorted(missing)[:3]}, "
+                              f"unexpected {list(unexpected)[:3]}")
+    model.load_other_parameter(unpack_other(tensors, meta["other"]))

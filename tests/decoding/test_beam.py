@@ -1,0 +1,344 @@
+"""Beam search against plain Python, with a small random recurrent model in float64 in the place of a language model."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_flr.decoding import Beams, Trie, beam_search, item_scores
+from recbole_flr.errors import ConfigError, DataError, FLRError
+
+END, VOCAB, WIDTH = 0, 7, 5
+TOKEN = st.integers(1, 3)
+LONG = st.tuples(TOKEN, st.lists(st.integers(4, 6), min_size=5, max_size=9)).map(lambda pair: [pair[0], *pair[1]])
+CATALOGUE = st.lists((st.lists(TOKEN, max_size=5) | LONG).map(lambda title: title + [END]), min_size=1, max_size=12)
+SCORE = st.sampled_from(["full", "trie"])
+BUSHY = [[a, b, c, END] for a in (1, 2, 3) for b in (1, 2, 3) for c in (1, 2)]
+
+
+class Model:
+    """Next state = tanh(state A + token's embedding): it depends on the whole chain of ancestors, in order."""
+
+    def __init__(self, seed=0, users=1, sharpness=2.0, dtype=torch.float64):
+        make = torch.Generator().manual_seed(seed)
+        self.carry = torch.randn(WIDTH, WIDTH, generator=make, dtype=dtype)
+        self.embedding = torch.randn(VOCAB, WIDTH, generator=make, dtype=dtype)
+        self.head = torch.randn(WIDTH, VOCAB, generator=make, dtype=dtype) * sharpness
+        self.prompt = torch.randn(users, WIDTH, generator=make, dtype=dtype)
+
+    def step(self, state, token):
+        return torch.tanh(state @ self.carry + self.embedding[token])
+
+    def logits(self, state):
+        return state @ self.head
+
+
+class Scorer:
+    """PrefixScorer over a model; checks what it is called with, and gives padding NaN, which must never be used."""
+
+    def __init__(self, model, users=slice(None)):
+        self.model, self.hidden = model, model.prompt[users]
+        self.slots, self.usable, self.calls, self.rows = [], [], [], []
+
+    def extend(self, tokens, parents, valid):
+        assert tokens.dtype == parents.dtype == torch.int64 and valid.dtype == torch.bool
+        assert tokens.shape == parents.shape == valid.shape
+        assert valid.any(1).all() or len(valid) > 1
+        assert valid.any(0).all()  # no column is padding for everyone
+        assert (tokens[~valid] == 0).all() and (parents[~valid] == -1).all()
+        self.calls.append(tokens.shape[1])
+        for column in range(tokens.shape[1]):
+            states = []
+            for user in range(len(tokens)):
+                parent = int(parents[user, column])
+                assert -1 <= parent < len(self.slots)
+                state = self.hidden[user] if parent < 0 else self.slots[parent][user]
+                if valid[user, column]:
+                    assert parent < 0 or self.usable[parent][user]
+                states.append(self.model.step(state, tokens[user, column]) if valid[user, column] else state * math.nan)
+            self.slots.append(torch.stack(states))
+            self.usable.append(valid[:, column])
+        return torch.stack(self.slots[-tokens.shape[1] :], dim=1)
+
+    def logits(self, hidden):
+        self.rows.append(hidden[..., 0].numel())
+        return self.model.logits(hidden)
+
+
+def children(titles, prefix):
+    return sorted({title[len(prefix)] for title in titles if title[: len(prefix)] == prefix and len(title) > len(prefix)})
+
+
+def log_prob(model, user, titles, prefix, token, score):
+    """One token after a prefix, from the start and with no cache."""
+    state = model.prompt[user]
+    for earlier in prefix:
+        state = model.step(state, earlier)
+    logits = model.logits(state).tolist()
+    over = range(VOCAB) if score == "full" else children(titles, prefix)
+    return logits[token] - math.log(sum(math.exp(logits[other]) for other in over))
+
+
+def title_score(model, user, titles, title, score, length_penalty=0.0):
+    total = sum(log_prob(model, user, titles, title[:at], title[at], score) for at in range(len(title)))
+    return total / len(title) ** length_penalty
+
+
+def slow_search(model, user, titles, num_beams, score):
+    """The titles that the search must finish."""
+    titles = sorted({tuple(title) for title in titles})
+    beams, finished = [((), 0.0)], []
+    while beams:
+        candidates = [
+            (-(total + log_prob(model, user, titles, prefix, token, score)), place, prefix + (token,))
+            for place, (prefix, total) in enumerate(beams)
+            for token in children(titles, prefix)
+        ]
+        beams = []
+        for total, _, prefix in sorted(candidates)[:num_beams]:
+            below = [title for title in titles if title[: len(prefix)] == prefix]
+            if len(below) == 1:
+                finished.append(below[0])
+            else:
+                beams.append((prefix, -total))
+    return finished
+
+
+def path_of_leaves(trie):
+    """{leaf: title} of a trie, by walking it."""
+    paths, stack = {}, [(0, ())]
+    while stack:
+        node, path = stack.pop()
+        tokens, nodes = trie.children(node)
+        if not len(tokens):
+            paths[node] = path
+        stack += [(child, path + (token,)) for token, child in zip(tokens.tolist(), nodes.tolist())]
+    return paths
+
+
+def check(beams, trie, model, titles, num_beams, score, length_penalty=0.0, users=None):
+    """Beams equal those of the slow search, scores those of every token scored one by one."""
+    paths, keys = path_of_leaves(trie), {tuple(title) for title in titles}
+    users = range(len(model.prompt)) if users is None else users
+    found_most = 0
+    for row, user in enumerate(users):
+        found = slow_search(model, user, titles, num_beams, score)
+        expected = {title: title_score(model, user, keys, title, score, length_penalty) for title in found}
+        real = beams.nodes[row] >= 0
+        nodes, scores = beams.nodes[row][real].tolist(), beams.scores[row][real].tolist()
+        assert not real[len(nodes) :].any()  # padding is on the right
+        assert (beams.scores[row][~real] == -math.inf).all()
+        got = dict(zip((paths[node] for node in nodes), scores))
+        assert len(got) == len(nodes) and got == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        assert scores == sorted(scores, reverse=True)
+        assert len(nodes) >= min(num_beams, len(keys))
+        found_most = max(found_most, len(nodes))
+    assert beams.nodes.shape == beams.scores.shape == (len(users), found_most)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@settings(deadline=None, max_examples=60)
+@given(CATALOGUE, SCORE, st.integers(0, 2**31), st.integers(1, 3), st.sampled_from([0.0, 1.0, -0.5]))
+def test_with_beams_for_all_every_title_gets_its_exact_score(titles, score, seed, users, length_penalty):
+    trie, model = Trie.build(titles), Model(seed, users)
+    beams = beam_search(Scorer(model), trie, 50, score=score, length_penalty=length_penalty)
+    assert (beams.nodes >= 0).sum(1).tolist() == [len(set(map(tuple, titles)))] * users
+    check(beams, trie, model, titles, 50, score, length_penalty)
+
+
+@settings(deadline=None, max_examples=60)
+@given(CATALOGUE, SCORE, st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 5))
+def test_fewer_beams_equal_the_slow_search(titles, score, seed, users, num_beams):
+    trie, model = Trie.build(titles), Model(seed, users)
+    check(beam_search(Scorer(model), trie, num_beams, score=score), trie, model, titles, num_beams, score)
+
+
+@pytest.mark.parametrize("score", ["full", "trie"])
+@pytest.mark.parametrize("num_beams", [1, 2, 4, 7, 18, 30])
+def test_a_bushy_catalogue(score, num_beams):
+    """Beams compete at every depth, and users differ in which of them stay."""
+    trie, model = Trie.build(BUSHY), Model(5, users=4)
+    beams = beam_search(Scorer(model), trie, num_beams, score=score)
+    check(beams, trie, model, BUSHY, num_beams, score)
+    if num_beams >= 18 and score == "trie":
+        assert beams.scores.exp().sum(1).tolist() == pytest.approx([1] * 4)
+
+
+@pytest.mark.parametrize("score", ["full", "trie"])
+def test_several_users_at_once_equal_single_ones(score):
+    titles = BUSHY + [[4, 5, 6, 5, END], [4, END], [1, 1, END], [5, END]]
+    trie, model = Trie.build(titles), Model(11, users=5)
+    together = beam_search(Scorer(model), trie, 4, score=score)
+    counts = set()
+    for user in range(5):
+        alone = beam_search(Scorer(model, slice(user, user + 1)), trie, 4, score=score)
+        count = alone.nodes.shape[1]
+        counts.add(count)
+        assert together.nodes[user, :count].tolist() == alone.nodes[0].tolist()
+        torch.testing.assert_close(together.scores[user, :count], alone.scores[0])
+        assert (together.nodes[user, count:] == -1).all()
+    assert len(counts) > 1, "the users should differ in how many titles they finish, or padding is not tested"
+
+
+def test_the_length_penalty_divides_the_final_score_only():
+    titles = [[1, 2, 3, 1, 2, END], [1, 3, END], [2, END], [3, 1, END]]
+    trie, model = Trie.build(titles), Model(3)
+    plain = beam_search(Scorer(model), trie, 2)
+    for penalty in (0.5, 1.0, 2.0):
+        beams = beam_search(Scorer(model), trie, 2, length_penalty=penalty)
+        check(beams, trie, model, titles, 2, "full", penalty)
+        assert sorted(beams.nodes[0].tolist()) == sorted(plain.nodes[0].tolist())
+
+
+@pytest.mark.parametrize("score", ["full", "trie"])
+@pytest.mark.parametrize("length", [2, 10, 40])
+def test_passes_do_not_grow_with_the_tails(score, length):
+    """Titles branch at depth 1 and 2; from there each has `length` tokens of its own."""
+    titles = [[a, b] + [4] * (length - 1) + [END] for a in (1, 2) for b in (1, 2)]
+    trie, scorer = Trie.build(titles), Scorer(Model(1, users=2))
+    beams = beam_search(scorer, trie, 4, score=score)
+    check(beams, trie, scorer.model, titles, 4, score)
+    # One pass for the two tokens at depth 1; the tails of all four titles in another.
+    assert scorer.calls == ([2, 4 * length] if score == "full" else [2])
+
+
+def test_a_single_title():
+    titles = [[1, 2, 3, END]]
+    trie = Trie.build(titles)
+    scorer = Scorer(Model(2, users=3))
+    check(beam_search(scorer, trie, 5), trie, scorer.model, titles, 5, "full")
+    assert scorer.calls == [3]
+    scorer = Scorer(Model(2, users=3))
+    beams = beam_search(scorer, trie, 5, score="trie")
+    assert beams.scores.tolist() == [[0.0]] * 3 and scorer.calls == []
+
+
+def test_logits_are_computed_in_chunks():
+    titles = BUSHY + [[4, 5, 6, 5, 6, END], [5, 5, 5, 5, END]]
+    trie, model = Trie.build(titles), Model(9, users=3)
+    whole, chunked = Scorer(model), Scorer(model)
+    expected = beam_search(whole, trie, 6)
+    for limit, rows in ((3 * VOCAB + 2, 3), (1, 1)):
+        chunked.__init__(model)
+        beams = beam_search(chunked, trie, 6, max_logits=limit)
+        assert max(chunked.rows) == rows < max(whole.rows) and sum(chunked.rows) == sum(whole.rows)
+        assert torch.equal(beams.nodes, expected.nodes)
+        torch.testing.assert_close(beams.scores, expected.scores)
+
+
+def test_ties_go_to_the_earlier_beam_then_to_the_lower_token():
+    """With equal logits everything ties: the search keeps the first prefixes in token order, and so do the scores."""
+    model = Model(0, users=2)
+    model.head.zero_()
+    trie = Trie.build(BUSHY[::-1])
+    beams = beam_search(Scorer(model), trie, 5)
+    paths = path_of_leaves(trie)
+    expected = [tuple(title) for title in BUSHY[:5]]
+    assert [[paths[node] for node in row] for row in beams.nodes.tolist()] == [expected, expected]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_low_precision_logits_are_scored_in_float32(dtype):
+    model = Model(4, users=2, dtype=dtype)
+    trie = Trie.build(BUSHY + [[4, 5, END]])
+    beams = beam_search(Scorer(model), trie, 30)
+    assert beams.scores.dtype == torch.float32
+    exact = Model(4, users=2, dtype=dtype)
+    exact.logits = lambda state: (state @ exact.head).float()
+    torch.testing.assert_close(beams.scores, beam_search(Scorer(exact), trie, 30).scores)
+
+
+@pytest.mark.parametrize("score", ["full", "trie"])
+def test_impossible_titles_are_still_reached_last(score):
+    model = Model(6)
+    logits = model.logits
+    model.logits = lambda state: logits(state).index_fill(-1, torch.tensor([1]), -math.inf)
+    titles = [[1, 2, END], [2, 1, END], [2, 2, END], [1, 1, END], [2, 3, 1, END], [3, END]]
+    trie = Trie.build(titles)
+    beams = beam_search(Scorer(model), trie, 6, score=score)
+    assert beams.nodes.shape == (1, 6) and beams.scores.isfinite().all()
+    paths = path_of_leaves(trie)
+    possible = {path for path in paths.values() if 1 not in path}
+    if score == "trie":
+        possible.add((2, 3, 1, END))  # its 1 is an only child, which costs nothing
+    assert {paths[node] for node in beams.nodes[0, : len(possible)].tolist()} == possible
+    assert (item_scores(beams, trie, 6) > -math.inf).all()
+
+
+@pytest.mark.parametrize("score", ["full", "trie"])
+def test_logits_that_are_no_numbers_are_an_error(score):
+    model = Model(6)
+    model.head[:, 1] = math.nan
+    with pytest.raises(FLRError, match="NaN or infinite"):
+        beam_search(Scorer(model), Trie.build([[1, END], [2, END]]), 2, score=score)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [(dict(num_beams=0), "at least 1; it is 0"), (dict(num_beams=2, score="tree"), "one of full, trie; it is 'tree'")],
+)
+def test_options_that_cannot_be(options, message):
+    with pytest.raises(ConfigError, match=message):
+        beam_search(Scorer(Model()), Trie.build([[1, END]]), **options)
+
+
+def ordered_items(scores):
+    """Items by falling score; fails if two have the same."""
+    values = [value for value in scores.tolist() if value > -math.inf]
+    assert len(set(values)) == len(values)
+    return [int(item) for item in scores.argsort(descending=True)[: len(values)]]
+
+
+@settings(deadline=None, max_examples=60)
+@given(CATALOGUE, SCORE, st.integers(0, 2**31), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_items_stand_in_the_order_of_titles_then_of_priority(titles, score, seed, num_beams, random):
+    items = random.sample(range(1, 40), len(titles))
+    trie = Trie.build(titles, items)
+    beams = beam_search(Scorer(Model(seed, users=2)), trie, num_beams, score=score)
+    scores, paths = item_scores(beams, trie, 40), path_of_leaves(trie)
+    assert scores.shape == (2, 40) and scores.dtype == torch.float64
+    for user in range(2):
+        reached = [paths[node] for node in beams.nodes[user].tolist() if node >= 0]
+        expected = [item for path in reached for item, title in zip(items, titles) if tuple(title) == path]
+        assert ordered_items(scores[user]) == expected
+        of_title = {path: float(total) for path, total in zip(reached, beams.scores[user])}
+        for item in expected:
+            assert float(scores[user, item]) == pytest.approx(of_title[tuple(titles[items.index(item)])], abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("base", [-3.7, 0.0, -1e-30, 2.0, 1e-3])
+def test_items_of_a_title_do_not_cross_titles_that_are_as_close_as_can_be(dtype, base):
+    """Titles 1 and 2 are neighbouring numbers, 3 equals 2, 4 is far below; title 1 has five items."""
+    titles = [[1, END]] * 5 + [[2, END], [3, END], [4, END]]
+    trie = Trie.build(titles, [7, 3, 5, 1, 6, 0, 2, 4])
+    by_token = {path[0]: node for node, path in path_of_leaves(trie).items()}
+    first = torch.tensor(base, dtype=dtype)
+    second = first.nextafter(torch.tensor(-math.inf, dtype=dtype)) if base else -torch.tensor(1e-37, dtype=dtype)
+    far = first - 1
+    beams = Beams(
+        torch.tensor([[by_token[token] for token in (1, 2, 3, 4)], [by_token[4], by_token[2], -1, -1]]),
+        torch.stack([torch.stack([first, second, second, far]), torch.tensor([1, 0, -math.inf, -math.inf], dtype=dtype)]),
+    )
+    scores = item_scores(beams, trie, 9)
+    assert ordered_items(scores[0]) == [7, 3, 5, 1, 6, 0, 2, 4]
+    assert float(scores[0, 7]) == float(first) and float(scores[0, 4]) == float(far)
+    assert float(scores[0, 2]) == pytest.approx(base, rel=1e-5, abs=1e-30)
+    assert ordered_items(scores[1]) == [4, 0] and scores[1, [4, 0]].tolist() == [1, 0]
+    assert scores[:, 8].tolist() == [-math.inf] * 2
+
+
+def test_an_item_beyond_the_scores_is_an_error():
+    trie = Trie.build([[1, END]], [5])
+    beams = beam_search(Scorer(Model()), trie, 1)
+    with pytest.raises(DataError, match="holds item 5, but n_items is 5"):
+        item_scores(beams, trie, 5)
