@@ -68,7 +68,8 @@ def main(arguments=None):
         model = options.pop("model", None)
         dataset = options.pop("dataset", None)
         if "resume" not in options and not files:
-            model, dataset = model or "FLR", dataset or "toys_demo"
+            model = "FLR" if model is None else model
+            dataset = "toys_demo" if dataset is None else dataset
         run_recbole_flr(model, dataset, files, options)
     except FLRError as error:
         print(f"run_recbole_flr: {error}", file=sys.stderr)

@@ -4,9 +4,10 @@ A line `num_beams: 20  # (int >= 1) Beams; ...` is the one place where an option
 values and the README's table come from it.
 """
 
-import difflib
+import math
 import re
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import yaml
@@ -62,6 +63,8 @@ class Option:
             return False
         if not TYPES["float"](value):
             return True
+        if not math.isfinite(value):
+            return False
         if bound["sign"]:
             low = float(bound["low"])
             return value > low or (value == low and bound["sign"] == ">=")
@@ -90,8 +93,21 @@ def parse_value(text, loader):
         return None
     try:
         return yaml.load(text, Loader=loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date and is none
         return text
+
+
+def parse_text(text, loader):
+    """What a command-line word stands for where text is meant: null, what is in quotes, else the word as it stands."""
+    if text in ("None", "null", "~"):
+        return None
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return parse_value(text, loader) if quoted else text
+
+
+def nearest(name, known):
+    """The known name most like a mistyped one, whatever its case."""
+    return max(sorted(known), key=lambda other: SequenceMatcher(None, str(name).lower(), other.lower()).ratio())
 
 
 def check(external, known, options, defaults):
@@ -108,8 +124,8 @@ def check(external, known, options, defaults):
     """
     for name, value in external.items():
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
-            raise ConfigError(f"found option {name!r}, which does not exist; the nearest is {near[0]!r} (--help lists them)")
+            raise ConfigError(f"found option {name!r}, which does not exist for this model; the nearest is "
+                              f"{nearest(name, known)!r} (--help lists them)")
         option = options.get(name)
         if option is not None:
             if not option.accepts(value):
@@ -121,6 +137,8 @@ def check(external, known, options, defaults):
                 if not TYPES[kind](value):
                     raise ConfigError(f"{name}: found {value!r}, expected {kind}, such as RecBole's default {default!r}")
                 break
+        if isinstance(default, str) and isinstance(value, (bool, int, float)):
+            raise ConfigError(f"{name}: found {value!r}, expected text, such as RecBole's default {default!r}")
 
 
 def help_text(model="FLR"):

@@ -1,12 +1,13 @@
 """Which class a model name stands for, and which trainer trains it: one explicit table, else RecBole's own."""
 
-import difflib
+import inspect
 from importlib import import_module
 from pathlib import Path
 
 import recbole.utils
 
 from recbole_flr.errors import ConfigError
+from recbole_flr.options import nearest
 
 MODELS = {  # name: (module, class, trainer in recbole_flr.trainer)
     "FLR": ("recbole_flr.model.flr", "FLR", "StagedTrainer"),
@@ -23,16 +24,21 @@ def get_model(name):
     """Model name -> class.
 
     Raises:
-        ConfigError: naming the nearest known model.
+        ConfigError: naming the nearest known model, or the package that a model of RecBole needs.
     """
     if name in MODELS:
         module, attribute, _ = MODELS[name]
         return getattr(import_module(module), attribute)
     try:
-        return recbole.utils.get_model(name)
-    except (ValueError, AttributeError) as error:
-        near = difflib.get_close_matches(name, model_names(), n=1, cutoff=0.0)
-        raise ConfigError(f"model: found {name!r}, which neither recbole_flr nor RecBole has; the nearest is {near[0]!r}") from error
+        found = recbole.utils.get_model(name)
+    except (ValueError, AttributeError, ImportError) as error:  # RecBole looks last into a module that needs lightgbm
+        if name in model_names():
+            raise ConfigError(f"model: {name} cannot be loaded ({error}); install what it needs") from error
+        found = None
+    if not inspect.isclass(found):
+        raise ConfigError(f"model: found {name!r}, which neither recbole_flr nor RecBole has; the nearest is "
+                          f"{nearest(name, model_names())!r}")
+    return found
 
 
 def get_trainer(config):

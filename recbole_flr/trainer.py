@@ -45,7 +45,7 @@ class SafeCheckpoints:
     def __init__(self, config, model):
         super().__init__(config, model)
         self.folder = None
-        self._finished = False  # the stage in progress
+        self._next_epoch = 0
         self._saved = self._resumed = False
 
     def report_titles(self, title_ids):
@@ -79,8 +79,6 @@ class SafeCheckpoints:
         """All that is needed to go on at `next_epoch` of this stage."""
         if not self._saved or not self.config["checkpoint_every"] or self.config["local_rank"] != 0:
             return
-        if not self._finished and next_epoch % self.config["checkpoint_every"]:
-            return
         model_tensors, model_meta = checkpoint.pack_model(self.model)
         optimizer_tensors, optimizer_meta = checkpoint.pack_optimizer(self.optimizer)
         random_tensors, random_meta = checkpoint.pack_random(getattr(train_data, "generator", None))
@@ -89,7 +87,7 @@ class SafeCheckpoints:
             {**model_tensors, **optimizer_tensors, **random_tensors},
             {
                 **model_meta, "optimizer": optimizer_meta, "random": random_meta,
-                "stage": self.stage, "next_epoch": next_epoch, "finished": self._finished, "cur_step": self.cur_step,
+                "stage": self.stage, "next_epoch": next_epoch, "cur_step": self.cur_step,
                 "best_valid_score": self.best_valid_score if math.isfinite(self.best_valid_score) else None,
                 "best_valid_result": self.best_valid_result,
             },
@@ -111,7 +109,7 @@ class SafeCheckpoints:
         checkpoint.unpack_model(self.model, tensors, meta)
         checkpoint.unpack_optimizer(self.optimizer, tensors, meta["optimizer"])
         self._random = tensors, meta["random"]  # put back by fit, once the loader is known
-        self.start_epoch, self._finished, self.cur_step = meta["next_epoch"], meta["finished"], meta["cur_step"]
+        self.start_epoch, self.cur_step = meta["next_epoch"], meta["cur_step"]
         if meta["best_valid_score"] is not None:
             self.best_valid_score = meta["best_valid_score"]
         self.best_valid_result = meta["best_valid_result"]
@@ -130,19 +128,21 @@ class SafeCheckpoints:
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
         """RecBole's fit; writes checkpoints if saved."""
-        self._saved = saved
+        self._saved, self._next_epoch = saved, self.start_epoch
         if self._resumed:
             self._resumed = False
             checkpoint.unpack_random(*self._random, getattr(train_data, "generator", None))
-            if self._finished:
+            if self.start_epoch >= self.epochs or self.cur_step > self.stopping_step:
                 return self.best_valid_score, self.best_valid_result
         result = super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
-        self._finished = True
-        self._save_progress(self.epochs, train_data)
+        self._save_progress(self._next_epoch, train_data)
         return result
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        self._save_progress(epoch_idx, train_data)  # the epoch before, its validation included, is complete here
+        every = self.config["checkpoint_every"]
+        if every and epoch_idx % every == 0:
+            self._save_progress(epoch_idx, train_data)  # the epoch before, its validation included, is complete here
+        self._next_epoch = epoch_idx + 1
         return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
 
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
@@ -202,7 +202,7 @@ class StagedTrainer(SafeCheckpoints, Trainer):
         self.epochs, self.learning_rate, self.start_epoch, self.cur_step = stage.epochs, stage.learning_rate, 0, 0
         self.eval_step = min(self.config["eval_step"], self.epochs)
         self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
-        self.best_valid_result, self._finished = None, False
+        self.best_valid_result = None
         self.optimizer = self._build_optimizer(params=[p for p in self.model.parameters() if p.requires_grad])
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):

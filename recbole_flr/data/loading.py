@@ -1,10 +1,11 @@
 """RecBole's datasets and loaders, with files read verbatim and no pickle opened.
 
-RecBole reads atomic files with pandas' quoting and its words for missing values: an item whose brand begins with a
-quote swallows the rows behind it, and a user called "NA" is dropped. Here the reader that RecBole calls is told not to.
+RecBole reads atomic files with pandas' quoting, words for missing values and line ends: an item whose brand begins with
+a quote swallows the rows behind it, a user called "NA" is dropped, and a title with a lone CR becomes two items. Here
+RecBole gets the same reader as the catalogue.
 """
 
-import csv
+import os
 import types
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,9 @@ import pandas as pd
 from pandas._libs.parsers import STR_NA_VALUES
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataset import dataset as recbole_dataset
+from recbole.utils import ModelType
 
+from recbole_flr.data.atomic import header, read_columns
 from recbole_flr.errors import DataError
 
 AMAZON = ("toys", "cds", "games", "instruments", "movies")
@@ -22,13 +25,16 @@ AMAZON = ("toys", "cds", "games", "instruments", "movies")
 
 @contextmanager
 def verbatim_reader():
-    """While this is open, RecBole's dataset module reads csv files without quoting; text is missing only if empty."""
+    """While this is open, RecBole's dataset module reads atomic files verbatim; text is missing only if empty."""
 
-    def read_csv(path, *args, dtype, **kwargs):
-        missing = {name: [""] if kind is str else sorted(STR_NA_VALUES) for name, kind in dtype.items()}
-        return pd.read_csv(
-            path, *args, dtype=dtype, quoting=csv.QUOTE_NONE, keep_default_na=False, na_values=missing, **kwargs
-        )
+    def read_csv(path, delimiter, usecols, dtype, encoding, **_):
+        names = {field: field.split(":")[0] for field in usecols}
+        columns = read_columns(path, names.values(), delimiter, encoding)
+        table = pd.DataFrame({field: columns[name] for field, name in names.items()}, dtype=object)
+        for field in usecols:
+            missing = table[field].isin([""] if dtype[field] is str else STR_NA_VALUES)
+            table[field] = table[field].mask(missing).astype(object if dtype[field] is str else dtype[field])
+        return table
 
     pandas = types.ModuleType("pandas")
     pandas.__dict__.update(vars(pd), read_csv=read_csv)
@@ -70,25 +76,56 @@ def prepare_files(config):
     )
 
 
+def check_columns(config):
+    """Make sure that the interaction files have the columns without which RecBole fails in places far from the cause.
+
+    Raises:
+        DataError: naming the columns that are missing and those that are there.
+    """
+    needed = ["USER_ID_FIELD", "ITEM_ID_FIELD"]
+    if not config["benchmark_filename"] and config["eval_args"]["order"] == "TO":
+        needed.append("TIME_FIELD")
+    fields = {config[option]: f"({option})" for option in needed}
+    if config["benchmark_filename"] and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+        fields[history_field(config)] = "(the history: ITEM_ID_FIELD + LIST_SUFFIX)"
+    for path in expected_files(config):
+        columns = header(path, config["field_separator"], config["encoding"] or "utf-8")
+        missing = [f"{field!r} {meaning}" for field, meaning in fields.items() if field not in columns]
+        if missing:
+            raise DataError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(columns)}; "
+                            "say which of them is meant with --OPTION=COLUMN")
+
+
+def history_field(config):
+    """Name of the column that holds the history in split files."""
+    return config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
+
+
 def load_dataset(config):
     """RecBole's ``create_dataset`` on files read verbatim.
 
-    Histories in split files longer than MAX_ITEM_LIST_LENGTH are refused (RecBole would keep their oldest items);
-    where all are shorter, MAX_ITEM_LIST_LENGTH becomes the longest, as Caser's filters need.
+    In split files the history speaks of the same items as the target, with or without ``alias_of_item_id`` (RecBole
+    would number them apart). Histories longer than MAX_ITEM_LIST_LENGTH are refused (RecBole would keep their oldest
+    items); where all are shorter, MAX_ITEM_LIST_LENGTH becomes the longest, as Caser's filters need.
 
     Raises:
         DataError: if files are missing or are not what RecBole can read.
     """
     prepare_files(config)
-    config["dataset_save_path"] = str(Path(config["checkpoint_dir"]) / "no-pickle")  # else RecBole opens one it finds
+    check_columns(config)
+    config["dataset_save_path"] = os.path.join(os.devnull, "no-pickle")  # never there; else RecBole opens one it finds
     config["dataloaders_save_path"] = config["dataset_save_path"]
+    histories = config["benchmark_filename"] and config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    aliases = config["alias_of_item_id"] or []
+    if histories and history_field(config) not in aliases:
+        config["alias_of_item_id"] = [*aliases, history_field(config)]
     try:
         with verbatim_reader():
             dataset = create_dataset(config)
-    except (ValueError, KeyError, pd.errors.ParserError) as error:
+    except (ValueError, KeyError) as error:
         raise DataError(f"data set {config['dataset']!r} in {config['data_path']}: {error}") from error
-    if config["benchmark_filename"]:
-        limit, longest = config["MAX_ITEM_LIST_LENGTH"], dataset.field2seqlen[dataset.item_id_list_field]
+    if histories:
+        limit, longest = config["MAX_ITEM_LIST_LENGTH"], dataset.field2seqlen[history_field(config)]
         if longest > limit:
             raise DataError(
                 f"data set {config['dataset']!r}: found a history of {longest} items, expected at most "

@@ -117,7 +117,8 @@ def diversity(attention):
 
 def sparsity(alpha):
     """Eq. 7: mean entropy of the gate, in nats. [B, K] -> scalar in [0, ln K]."""
-    return torch.special.entr(alpha).sum(-1).mean()
+    log = alpha.clamp_min(torch.finfo(alpha.dtype).tiny).log()  # at an alpha of exactly 0 the slope must stay finite
+    return -(alpha * log).sum(-1).mean()
 
 
 class LossWeights(nn.Module):

@@ -15,6 +15,7 @@ from recbole_flr.data.collate import IGNORE, Collator
 from recbole_flr.data.prompt import Template
 from recbole_flr.decoding.beam import beam_search, item_scores
 from recbole_flr.decoding.trie import Trie
+from recbole_flr.errors import ConfigError
 from recbole_flr.model.backbone import build_backbone
 from recbole_flr.model.tree import TreeDecoder
 
@@ -31,6 +32,10 @@ class GenerativeRecommender(SequentialRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
+        if config["num_beams"] < max(config["topk"]):
+            raise ConfigError(  # RecBole would pick arbitrary items among those that no beam reached
+                f"num_beams: found {config['num_beams']}, expected at least {max(config['topk'])}, the largest topk"
+            )
         self.catalog = Catalog.from_dataset(config, dataset)
         self.backbone = build_backbone(config, self.catalog.texts[1:])
         titles = self.catalog.tokenize(self.backbone, config["max_title_tokens"])

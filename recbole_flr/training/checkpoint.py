@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file with its JSON in the header, replaced in one step; nothing is ever unpickled.
 
 A run's folder holds `best.safetensors` (the weights that validation chose), `last.safetensors` (weights, optimizer and
-random states, to go on from), `config.json` and what else a model needs to be built again.
+random states, to go on from), `run.json` (its options) and what else a model needs to be built again.
 """
 
 import json
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from recbole_flr.errors import CheckpointError
 
-BEST, LAST, CONFIG = "best.safetensors", "last.safetensors", "config.json"
+BEST, LAST, CONFIG = "best.safetensors", "last.safetensors", "run.json"
 
 
 def write_json(path, value):

@@ -1,0 +1,111 @@
+"""Tiny models and data that the tests make themselves; everything runs on one thread of a CPU, without a network."""
+
+import logging
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import numpy as np
+import pytest
+import torch
+
+TITLES = [  # repeats, prefixes of one another, one word, markup-like text, quotes, emoji, CJK
+    "Robot", "Robot Wars", "Robot Wars II", "Blue Castle Set", "Blue Castle Set", "Red Castle Set", "Space \"Puzzle\"",
+    "<|Thought|>", "<|endoftitle|> Box", "積み木", "🎲 Dice", "Farm", "Farm Animals", "Green Castle Set", "Dragon",
+    "Dragon Fire", "Tiny Train", "Tiny Train Track", "Paint Box", "Paint",
+]
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path, monkeypatch):
+    """Each test runs in a folder of its own: RecBole writes logs where it stands."""
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
+    root = logging.getLogger()
+    before = root.handlers[:]
+    yield
+    root.handlers[:] = before
+
+
+def write_dataset(folder, name="tiny", titles=TITLES, users=40, seed=0, brand=False):
+    """A split data set: users walk along the item list, so that there is something to learn."""
+    rng = np.random.default_rng(seed)
+    target = folder / name
+    target.mkdir(parents=True)
+    columns = "item_id:token\ttitle:token" + ("\tbrand:token" if brand else "")
+    rows = [f"i{n}\t{t}" + (f"\tB{n}" if brand else "") for n, t in enumerate(titles)]
+    (target / f"{name}.item").write_text("\n".join([columns, *rows]) + "\n", encoding="utf-8")
+    samples = []
+    for user in range(users):
+        start, length = rng.integers(len(titles)), rng.integers(4, 9)
+        items = [f"i{(start + step + (rng.random() < 0.2)) % len(titles)}" for step in range(length)]
+        times = np.sort(rng.integers(0, 10_000, length))
+        samples += [(times[n], f"u{user}", " ".join(items[max(0, n - 10):n]), items[n]) for n in range(1, length)]
+    samples.sort(key=lambda sample: sample[0])
+    cut = [0, int(0.8 * len(samples)), int(0.9 * len(samples)), len(samples)]
+    head = "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float"
+    for part, first, last in zip(("train", "valid", "test"), cut, cut[1:]):
+        lines = [f"{u}\t{h}\t{i}\t{t}" for t, u, h, i in samples[first:last]]
+        (target / f"{name}.{part}.inter").write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+    return target
+
+
+TINY = {
+    "benchmark_filename": ["train", "valid", "test"], "alias_of_item_id": ["item_id_list"], "show_progress": False,
+    "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+    "train_batch_size": 32, "eval_batch_size": 16, "state": "WARNING",
+}
+TINY_FLR = {
+    **TINY, "compact_vocab_size": 320, "compact_hidden_size": 16, "compact_heads": 2, "compact_layers": 2,
+    "epochs": 2, "warmup_epochs": 2, "pack_length": 64, "num_factors": 3, "embedding_dropout": 0.1,
+}
+
+
+@pytest.fixture
+def tiny_data(tmp_path):
+    """Folder to be used as data_path, with the data set `tiny` in it."""
+    write_dataset(tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def build(tiny_data):
+    """build(**options) -> config, model, (train, valid, test) for FLR on the tiny data."""
+    from recbole.utils import init_seed
+
+    from recbole_flr.config import Config
+    from recbole_flr.data.loading import load_dataset, split
+    from recbole_flr.registry import get_model
+
+    def make(model="FLR", **options):
+        base = TINY_FLR if model == "FLR" else TINY
+        config = Config(model, "tiny", config_dict={**base, "data_path": str(tiny_data), **options})
+        loaders = split(config, load_dataset(config))
+        init_seed(config["seed"], True)
+        return config, get_model(model)(config, loaders[0]._dataset), loaders
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def saved_models(tmp_path_factory):
+    """Tiny random Qwen2, Llama and GPT-2 models with tokenizers, saved as transformers saves them. name -> folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from recbole_flr.model.backbone import train_tokenizer
+
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("models")
+    tokenizer = train_tokenizer(TITLES * 3, 330)
+    shape = dict(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+    models = {
+        "qwen2": AutoConfig.for_model("qwen2", **shape, **small, tie_word_embeddings=True),
+        "llama": AutoConfig.for_model("llama", **shape, **small, tie_word_embeddings=False),
+        "gpt2": AutoConfig.for_model("gpt2", **shape, n_embd=16, n_layer=2, n_head=2, n_positions=512),
+    }
+    for name, config in models.items():
+        AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    return {name: root / name for name in models}

@@ -1,0 +1,146 @@
+"""Loading, building and tokenising; the functional cache."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from recbole_flr.errors import ConfigError
+from recbole_flr.model.backbone import END_OF_TITLE, THOUGHT, Backbone, build_backbone, load_tokenizer, train_tokenizer
+
+OPTIONS = {
+    "backbone": "compact", "tokenizer": None, "trainable": "full", "torch_dtype": "float32", "attn_implementation": "sdpa",
+    "gradient_checkpointing": False, "embedding_dropout": 0.0, "compact_vocab_size": 300, "compact_hidden_size": 16,
+    "compact_layers": 2, "compact_heads": 2, "compact_dropout": 0.0, "lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0,
+    "lora_target_modules": None,
+}
+NASTY = ["<|Thought|>", "<|endoftext|> <|im_end|>", END_OF_TITLE, 'a "b"\tc\nd', "  two  blanks ", "🎲 積み木", "\\t"]
+
+
+def made(**options):
+    return build_backbone({**OPTIONS, **options}, ["Robot Wars", "Blue Castle"])
+
+
+@pytest.mark.parametrize("family", [None, "qwen2", "llama", "gpt2"])
+def test_text_is_data(saved_models, family):
+    backbone = made() if family is None else made(backbone=str(saved_models[family]))
+    special = set(backbone.tokenizer.all_special_ids)
+    assert {backbone.thought_id, backbone.end_id} <= special
+    for text, tokens in zip(NASTY, backbone.encode(NASTY)):
+        assert not special & set(tokens), text
+        assert backbone.tokenizer.decode(tokens) == text
+    assert backbone.encode([]) == []
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])
+def test_pretrained_models_give_transformers_own_logits(saved_models, family):
+    folder = str(saved_models[family])
+    backbone = made(backbone=folder).eval()
+    own = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.tensor([[5, 9, 40, 41], [7, 8, 9, 10]])
+    positions = torch.arange(4).expand(2, -1)
+    hidden, _ = backbone(backbone.embed(ids), torch.ones(2, 4, dtype=torch.bool), positions)
+    expected = own(ids).logits  # the vocabulary may have grown by <|Thought|>
+    torch.testing.assert_close(backbone.logits(hidden)[..., :expected.shape[-1]], expected)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])
+@pytest.mark.parametrize("trainable", ["full", "lora", "frozen"])
+def test_what_is_trained(saved_models, family, trainable):
+    backbone = made(backbone=str(saved_models[family]), trainable=trainable)
+    before = {name: p.clone() for name, p in backbone.named_parameters()}
+    names = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    if trainable == "full":
+        assert names == set(before)
+    elif trainable == "lora":
+        assert names and all("lora_" in name for name in names)
+    else:
+        assert not names
+        return
+    ids, positions = torch.tensor([[5, 9, 40]]), torch.arange(3)[None]
+    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):  # LoRA's B starts at zero, so A moves in the second step
+        hidden, _ = backbone(backbone.embed(ids), torch.ones_like(ids, dtype=torch.bool), positions)
+        backbone.logits(hidden).square().mean().backward()
+        optimizer.step()
+    moved = {name for name, p in backbone.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and moved <= names
+
+
+def test_bf16_backbone_and_float_mask():
+    backbone = made(torch_dtype="bfloat16")
+    assert next(backbone.lm.parameters()).dtype == torch.bfloat16
+    ids, positions = torch.tensor([[5, 9, 40]]), torch.arange(3)[None]
+    causal = torch.ones(1, 3, 3).tril().bool()
+    own, _ = backbone(backbone.embed(ids), torch.ones(1, 3, dtype=torch.bool), positions)
+    spelled, _ = backbone(backbone.embed(ids), causal, positions)
+    torch.testing.assert_close(own, spelled, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_cache_is_never_changed_and_can_be_continued_twice(attention):
+    backbone = made(attn_implementation=attention).double().eval()
+    ids = torch.tensor([[5, 9, 40, 41, 42]])
+    positions = torch.arange(5)[None]
+    whole, _ = backbone(backbone.embed(ids), torch.ones(1, 5, dtype=torch.bool), positions)
+    _, cache = backbone(backbone.embed(ids[:, :3]), torch.ones(1, 3, dtype=torch.bool), positions[:, :3], keep_cache=True)
+    before = [(k.clone(), v.clone()) for k, v in cache]
+    for _ in range(2):
+        rest, longer = backbone(
+            backbone.embed(ids[:, 3:]), torch.ones(1, 5, dtype=torch.bool), positions[:, 3:], cache, keep_cache=True
+        )
+        torch.testing.assert_close(rest, whole[:, 3:], rtol=1e-6, atol=1e-6)
+        assert longer[0][0].shape[2] == 5
+    for (k, v), (k_, v_) in zip(cache, before):
+        assert torch.equal(k, k_) and torch.equal(v, v_)
+    assert Backbone.crop(longer, 3)[0][0].shape[2] == 3
+
+
+def test_a_row_that_sees_nothing_is_no_nan():
+    backbone = made()
+    hidden, _ = backbone(torch.randn(1, 2, 16), torch.zeros(1, 2, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.long))
+    assert hidden.isfinite().all()
+
+
+def test_missing_models_are_one_clear_error(tmp_path):
+    with pytest.raises(ConfigError, match="nowhere.*could not be loaded"):
+        made(backbone=str(tmp_path / "nowhere"))
+
+
+def test_a_model_without_safetensors_is_refused(saved_models, tmp_path):
+    # a .bin file is a pickle
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    for file in saved_models["qwen2"].iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="safetensors"):
+        made(backbone=str(folder))
+
+
+def test_a_tokenizer_without_end_is_refused(saved_models):
+    tokenizer = load_tokenizer(saved_models["qwen2"])
+    tokenizer.eos_token = None
+    lm = AutoModelForCausalLM.from_pretrained(saved_models["qwen2"])
+    with pytest.raises(ConfigError, match="no end-of-text token"):
+        Backbone(lm, tokenizer)
+
+
+def test_embeddings_grow_for_the_thought(saved_models):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    plain = Tokenizer(models.BPE(vocab={c: n for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]))
+    plain.pre_tokenizer, plain.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="</s>")
+    lm = AutoModelForCausalLM.from_pretrained(saved_models["qwen2"])
+    lm.resize_token_embeddings(257)  # 256 bytes and </s>: no room for <|Thought|>
+    backbone = Backbone(lm, tokenizer)
+    assert backbone.thought_id == 257 and lm.get_input_embeddings().num_embeddings == 258
+    assert backbone.tokenizer.convert_ids_to_tokens(257) == THOUGHT
+
+
+def test_tokenizer_training_is_deterministic():
+    texts = ["Robot Wars", "Robot Rescue", "Blue Castle"] * 2
+    one, two = (train_tokenizer(texts, 300).get_vocab() for _ in range(2))
+    assert one == two and len(one) <= 300

@@ -1,0 +1,98 @@
+"""FLR as a RecBole model: gradients, options, explanation."""
+
+import pytest
+import torch
+
+from recbole_flr.errors import ConfigError
+
+
+def loss_of(model, loaders):
+    torch.manual_seed(0)
+    return model.calculate_loss(next(iter(loaders[0])))
+
+
+def test_gradients_reach_every_parameter(build):
+    config, model, loaders = build(embedding_dropout=0.0)
+    loss_of(model, loaders).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("trainable", ["frozen", "lora"])
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_gradients_reach_every_flr_parameter_through_a_frozen_backbone(build, saved_models, family, trainable):
+    config, model, loaders = build(backbone=str(saved_models[family]), trainable=trainable)
+    loss_of(model, loaders).backward()
+    own = [n for n, p in model.named_parameters() if not n.startswith("backbone.")]
+    assert "reasoner.initial" in own and "loss_weights.log_variance" in own
+    for name, parameter in model.named_parameters():
+        reached = parameter.grad is not None and parameter.grad.abs().sum() > 0
+        assert reached == (name in own or "lora_B" in name) or "lora_A" in name, name
+
+
+@pytest.mark.parametrize("options", [
+    {"num_factors": 1}, {"num_refinements": 1}, {"num_refinements": 4}, {"attend_thought": False, "num_refinements": 1},
+    {"orthogonality_loss": False}, {"diversity_loss": False, "sparsity_loss": False, "orthogonality_loss": False},
+    {"loss_weighting": "fixed"}, {"prompt": "paper"}, {"torch_dtype": "bfloat16"}, {"attn_implementation": "eager"},
+])
+def test_every_variant_learns(build, options):
+    config, model, loaders = build(embedding_dropout=0.0, **options)
+    batch = next(iter(loaders[0]))
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = model.calculate_loss(batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.3
+    assert model.eval().full_sort_predict(batch[torch.arange(2)]).shape == (2, model.n_items)
+
+
+def test_switched_off_regularisers_do_not_count(build):
+    base = dict(embedding_dropout=0.0, loss_weighting="fixed", orthogonality_weight=1.0, diversity_weight=1.0,
+                sparsity_weight=1.0)
+    off = dict(orthogonality_loss=False, diversity_loss=False, sparsity_loss=False)
+    plain = loss_of(*build(**base, **off)[1:]).item()
+    config, model, loaders = build(**base)
+    batch = next(iter(loaders[0]))
+    reading = model.read_history(batch)
+    terms = {name: value.item() for name, value in reading.state.regularisers().items()}
+    for name in terms:
+        one = loss_of(*build(**base, **{**off, f"{name}_loss": True})[1:]).item()
+        assert one - plain == pytest.approx(terms[name], rel=1e-4)
+    assert model.calculate_loss(batch).item() - plain == pytest.approx(sum(terms.values()), rel=1e-4)
+
+
+def test_gradient_checkpointing_changes_memory_only(build):
+    results = []
+    for checkpointing in (False, True):
+        _, model, loaders = build(embedding_dropout=0.0, gradient_checkpointing=checkpointing, torch_dtype="float64")
+        model.double().train()
+        loss = loss_of(model, loaders)
+        loss.backward()
+        results.append((loss.item(), model.reasoner.step.attention.key.weight.grad.clone()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-7)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-5, atol=1e-8)
+
+
+def test_fewer_beams_than_topk_are_refused(build):
+    with pytest.raises(ConfigError, match="num_beams: found 7, expected at least 10"):
+        build(num_beams=7)
+
+
+def test_explanation_adds_up(build):
+    config, model, loaders = build()
+    model.eval()
+    rows = next(iter(loaders[2]))[0]
+    alpha, shares = model.explain(rows)
+    torch.testing.assert_close(alpha.sum(1), torch.ones(len(rows)))
+    torch.testing.assert_close(shares.sum(2), torch.ones(len(rows), 3))
+    for row, length in enumerate(rows[model.ITEM_SEQ_LEN].tolist()):
+        assert (shares[row, :, :length] > 0).all() and (shares[row, :, length:-1] == 0).all()
+    # one item's share is the attention on exactly its tokens
+    prompts = model.collator.prompts(rows[model.ITEM_SEQ], rows[model.ITEM_SEQ_LEN])
+    state = model.read(prompts).state
+    own = prompts.item[0] == 0
+    assert shares[0, 1, 0].item() == pytest.approx(state.attention[0, 1, :-1][own].sum().item(), rel=1e-5)

@@ -1,0 +1,114 @@
+"""The refinement over the cache against full passes, and independence of padding and batch."""
+
+import pytest
+import torch
+
+from recbole_flr.model.backbone import Backbone, load_tokenizer
+from recbole_flr.model.factors import FactorStep
+from recbole_flr.model.reasoner import Reasoner
+
+FAMILIES = ["qwen2", "llama", "gpt2"]
+
+
+@pytest.fixture
+def backbone(saved_models, request):
+    from transformers import AutoModelForCausalLM
+
+    folder = saved_models[request.param]
+    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa")
+    return Backbone(lm, load_tokenizer(folder)).double().eval()
+
+
+def reasoner(backbone, steps, attend_thought=True, num_factors=3):
+    torch.manual_seed(3)
+    made = Reasoner(FactorStep(backbone.width, num_factors), backbone.width, steps, attend_thought).double()
+    torch.nn.init.normal_(made.initial, std=0.1)
+    return made
+
+
+def batch(lengths, left, seed=5, width=16):
+    """Embeddings of prompts of the given lengths, padded with noise that nothing may see."""
+    torch.manual_seed(seed)
+    rows = [torch.randn(n, width, dtype=torch.float64) for n in lengths]
+    longest = max(lengths) + (2 if left is not None else 0)
+    embeddings = torch.randn(len(rows), longest, width, dtype=torch.float64)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        place = slice(longest - len(row), None) if left else slice(0, len(row))
+        embeddings[number, place], mask[number, place] = row, True
+    return embeddings, mask
+
+
+@pytest.mark.parametrize("backbone", FAMILIES, indirect=True)
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_cached_refinement_equals_full_passes(backbone, steps):
+    module = reasoner(backbone, steps)
+    results = []
+    for use_cache in (True, False):
+        embeddings, mask = batch([4, 7, 1], left=True)
+        embeddings.requires_grad_(True)
+        backbone.zero_grad(), module.zero_grad()
+        reading = module(backbone, embeddings, mask, use_cache)
+        (reading.seed.square().sum() + sum(reading.state.regularisers().values())).backward()
+        gradients = {n: p.grad.clone() for n, p in [*module.named_parameters(), *backbone.named_parameters()]
+                     if p.grad is not None}
+        results.append((reading.seed, reading.state.attention, embeddings.grad.masked_fill(~mask.unsqueeze(-1), 0), gradients))
+    (seed, maps, grad, weights), (seed_, maps_, grad_, weights_) = results
+    # transformers' norms run in float32, hence 1e-6 rather than 1e-12
+    torch.testing.assert_close(seed, seed_, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(maps, maps_, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(grad, grad_, rtol=1e-5, atol=1e-6)
+    assert weights.keys() == weights_.keys() and "initial" in weights
+    for name in weights:
+        torch.testing.assert_close(weights[name], weights_[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def slow_thought(backbone, module, row):
+    """z^(N) of one prompt [L, D] with nothing clever: the whole trunk, again and again (eq. 2)."""
+    thought = module.initial
+    for _ in range(module.num_refinements):
+        tokens = torch.cat([row, thought[None]])[None]
+        hidden = backbone.lm.base_model(inputs_embeds=tokens).last_hidden_state
+        positions = torch.arange(tokens.shape[1])[None]
+        state = module.step(module.step.keys(hidden, positions), hidden, torch.ones(1, tokens.shape[1], dtype=torch.bool))
+        thought = state.thought[0]
+    return thought
+
+
+@pytest.mark.parametrize("backbone", FAMILIES, indirect=True)
+@pytest.mark.parametrize("left", [True, False])
+def test_left_and_right_padding_and_singles_agree(backbone, left):
+    module = reasoner(backbone, 3)
+    lengths = [4, 7, 1, 5]
+    embeddings, mask = batch(lengths, left)
+    with torch.no_grad():
+        together = module(backbone, embeddings, mask).seed
+        for number in range(len(lengths)):
+            alone = slow_thought(backbone, module, embeddings[number][mask[number]])
+            torch.testing.assert_close(together[number], alone, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", ["qwen2"], indirect=True)
+def test_a_thought_that_is_not_seen_is_not_refined(backbone):
+    embeddings, mask = batch([4, 6], left=True)
+    with torch.no_grad():
+        seeds = {(attend, steps): reasoner(backbone, steps, attend)(backbone, embeddings, mask).seed
+                 for attend in (True, False) for steps in (1, 2, 3)}
+    assert torch.equal(seeds[False, 1], seeds[False, 2]) and torch.equal(seeds[False, 1], seeds[False, 3])
+    assert (seeds[True, 1] - seeds[True, 2]).abs().max() > 1e-3
+    assert (seeds[True, 2] - seeds[True, 3]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("backbone", ["qwen2"], indirect=True)
+def test_reading_leaves_the_cache_of_the_prompt_alone(backbone):
+    module = reasoner(backbone, 3)
+    embeddings, mask = batch([4, 6], left=True)
+    with torch.no_grad():
+        reading = module(backbone, embeddings, mask)
+        positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
+        _, plain = backbone(embeddings, mask, positions, keep_cache=True)
+    for (keys, values), (keys_, values_) in zip(reading.cache, plain):
+        assert keys.shape == keys_.shape
+        seen = mask[:, None, :, None].expand_as(keys)
+        torch.testing.assert_close(keys[seen], keys_[seen], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(values[seen], values_[seen], rtol=1e-6, atol=1e-6)
