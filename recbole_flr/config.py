@@ -32,6 +32,7 @@ UNDECLARED_OF = {
 NO_OPTIONS = {"MODEL_TYPE", "config_file"}  # in RecBole's lists, but not for a user to set
 # whole numbers in RecBole's yaml files of models where a fraction may stand as well
 FRACTIONS = {"q", "resolution", "global_ratio", "spatial_ratio", "dropout_prob", "hidden_dropout_prob"}
+NOT_ONLY_TEXT = {"gpu_id", "additional_feat_suffix"}  # text in RecBole's yaml files, but a number or list may stand there
 WITHOUT_CUTOFF = {"auc", "gauc", "mae", "rmse", "logloss"}
 EVAL_ARGS = ("split", "order", "group_by", "mode")
 PICKLES = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
@@ -133,8 +134,8 @@ class Config(recbole.config.Config):
         }
 
     def _get_model_and_dataset(self, model, dataset):
-        model = model or self.external_config_dict.get("model")
-        dataset = dataset or self.external_config_dict.get("dataset")
+        model = self.external_config_dict.get("model") if model is None else model
+        dataset = self.external_config_dict.get("dataset") if dataset is None else dataset
         for name, value in (("model", model), ("dataset", dataset)):
             if not value or not isinstance(value, (str, type) if name == "model" else str):
                 raise ConfigError(f"{name}: found {value!r}, expected a name, such as "
@@ -151,12 +152,12 @@ class Config(recbole.config.Config):
     def _get_final_config_dict(self):
         options = options_for(self.model, self.dataset)
         defaults = {name: float(value) if name in FRACTIONS else value
-                    for name, value in self.internal_config_dict.items() if name != "gpu_id"}  # 0 and '0,1' alike
+                    for name, value in self.internal_config_dict.items() if name not in NOT_ONLY_TEXT}
         given = self.external_config_dict
         for name, text in self._texts.items():
-            meant = (options[name].is_text if name in options
-                     else isinstance(self.internal_config_dict.get(name), str) and not isinstance(given[name], (list, dict)))
-            if meant:
+            if text == self.internal_config_dict.get(name) or (name == "gpu_id" and not text):
+                given[name] = text
+            elif options[name].is_text if name in options else isinstance(defaults.get(name), str):
                 given[name] = parse_text(text, self.yaml_loader)
         declared = {name for name in dir(argument_list) if name.endswith("_arguments")}
         known = UNDECLARED.union(self.internal_config_dict, UNDECLARED_OF.get(self.model, ()),

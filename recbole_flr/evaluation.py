@@ -26,14 +26,14 @@ def title_ranks(scores, title_ids, targets):
         targets: [B] item ids.
 
     Returns:
-        [B] int64 from 0; ties count against the target; a target that was not reached (-inf) comes last.
+        [B] int64 from 0; ties count against the target; one that was not reached (-inf) has rank n_items, beyond any k.
     """
     n_titles = int(title_ids.max()) + 1
     best = scores.new_full((len(scores), n_titles), -math.inf)
     best = best.scatter_reduce(1, title_ids.expand(len(scores), -1), scores, reduce="amax")
     target = best.gather(1, title_ids[targets].unsqueeze(1))
     above = (best[:, 1:] >= target).sum(1) - 1
-    return torch.where(target.squeeze(1) == -math.inf, n_titles, above)
+    return torch.where(target.squeeze(1) == -math.inf, scores.shape[1], above)
 
 
 class TitleCollector(Collector):

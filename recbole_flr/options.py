@@ -63,7 +63,7 @@ class Option:
             return False
         if not TYPES["float"](value):
             return True
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return False
         if bound["sign"]:
             low = float(bound["low"])
@@ -137,7 +137,7 @@ def check(external, known, options, defaults):
                 if not TYPES[kind](value):
                     raise ConfigError(f"{name}: found {value!r}, expected {kind}, such as RecBole's default {default!r}")
                 break
-        if isinstance(default, str) and isinstance(value, (bool, int, float)):
+        if isinstance(default, str) and not isinstance(value, (str, type(None))):
             raise ConfigError(f"{name}: found {value!r}, expected text, such as RecBole's default {default!r}")
 
 

@@ -6,7 +6,7 @@ from logging import getLogger
 
 import torch
 from recbole.data.interaction import Interaction
-from recbole.utils import get_environment, init_logger, init_seed, set_color
+from recbole.utils import ModelType, get_environment, init_logger, init_seed, set_color
 
 from recbole_flr import registry
 from recbole_flr.config import Config
@@ -33,8 +33,13 @@ def _set_up(config):
 
 
 def _title_ids(config, model, dataset):
-    """Title groups for the title-level metrics, or None where there are no titles or none are wanted."""
-    if not config["title_metrics"]:
+    """Title groups for the title-level metrics, or None.
+
+    None where there are no titles, where none are wanted, and where a row may have several targets (general models,
+    sampled negatives): "the right title" is a question about one target.
+    """
+    full = set(config["eval_args"]["mode"].values()) == {"full"}
+    if not config["title_metrics"] or not full or config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
         return None
     if hasattr(model, "catalog"):
         return model.catalog.title_ids
@@ -121,7 +126,8 @@ def load_data_and_model(model_file, config_dict=None):
         config, model (in evaluation mode), dataset, train_data, valid_data, test_data.
 
     Raises:
-        CheckpointError: if there is no run, or the data set has changed since.
+        CheckpointError: if there is no run, or the data set has changed since (a model of titles takes a changed
+            catalogue, with a warning; a model of ids does not).
     """
     options = checkpoint.read_config(model_file)
     options.update(_tokenizer(model_file))
@@ -131,6 +137,7 @@ def load_data_and_model(model_file, config_dict=None):
     folder = checkpoint.run_folder(model_file)
     file = model_file if str(model_file).endswith(".safetensors") else folder / checkpoint.BEST
     tensors, meta = checkpoint.read(file)
+    checkpoint.check_data(meta, config["data_fingerprint"], strict=not hasattr(model, "catalog"))
     checkpoint.unpack_model(model, tensors, meta)
     return (config, model.eval(), dataset, *loaders)
 

@@ -71,7 +71,8 @@ class SafeCheckpoints:
             return
         path = kwargs.pop("saved_model_file", None) or self.open_folder() / checkpoint.BEST
         tensors, meta = checkpoint.pack_model(self.model)
-        checkpoint.write(path, tensors, {**meta, "stage": self.stage, "epoch": epoch})
+        data = self.config["data_fingerprint"]
+        checkpoint.write(path, tensors, {**meta, "data": data, "stage": self.stage, "epoch": epoch})
         if verbose:
             self.logger.info(f"Saving current: {path}")
 
@@ -86,7 +87,7 @@ class SafeCheckpoints:
             self.open_folder() / checkpoint.LAST,
             {**model_tensors, **optimizer_tensors, **random_tensors},
             {
-                **model_meta, "optimizer": optimizer_meta, "random": random_meta,
+                **model_meta, "data": self.config["data_fingerprint"], "optimizer": optimizer_meta, "random": random_meta,
                 "stage": self.stage, "next_epoch": next_epoch, "cur_step": self.cur_step,
                 "best_valid_score": self.best_valid_score if math.isfinite(self.best_valid_score) else None,
                 "best_valid_result": self.best_valid_result,
@@ -99,11 +100,12 @@ class SafeCheckpoints:
         """Go on with the run in a folder; call before :meth:`fit`.
 
         Raises:
-            CheckpointError: if there is no whole state to resume from.
+            CheckpointError: if there is no whole state to resume from, or the data set is another.
         """
         self.folder = checkpoint.run_folder(resume_file)
         self.open_folder()
         tensors, meta = checkpoint.read(self.folder / checkpoint.LAST)
+        checkpoint.check_data(meta, self.config["data_fingerprint"])
         self.stage = meta["stage"]
         self._enter_stage()
         checkpoint.unpack_model(self.model, tensors, meta)

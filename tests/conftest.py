@@ -32,7 +32,7 @@ def write_dataset(folder, name="tiny", titles=TITLES, users=40, seed=0, brand=Fa
     """A split data set: users walk along the item list, so that there is something to learn."""
     rng = np.random.default_rng(seed)
     target = folder / name
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     columns = "item_id:token\ttitle:token" + ("\tbrand:token" if brand else "")
     rows = [f"i{n}\t{t}" + (f"\tB{n}" if brand else "") for n, t in enumerate(titles)]
     (target / f"{name}.item").write_text("\n".join([columns, *rows]) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ a quote swallows the rows behind it, a user called "NA" is dropped, and a title 
 RecBole gets the same reader as the catalogue.
 """
 
+import hashlib
 import os
 import types
 from contextlib import contextmanager
@@ -132,7 +133,16 @@ def load_dataset(config):
                 f"MAX_ITEM_LIST_LENGTH = {limit}; convert again with --max-history {limit}, or raise the option"
             )
         config["MAX_ITEM_LIST_LENGTH"] = longest
+    config["data_fingerprint"] = fingerprint(dataset)
     return dataset
+
+
+def fingerprint(dataset):
+    """sha256 of the item and user vocabularies in their order: what ids in a checkpoint mean."""
+    digest = hashlib.sha256()
+    for field in (dataset.iid_field, dataset.uid_field):
+        digest.update("\0".join(dataset.field2id_token[field]).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def split(config, dataset):

@@ -90,7 +90,7 @@ class PackedLoader:
         collator: see :class:`recbole_flr.data.collate.Collator`; the prompt template must be ``compact``-like: a head
             and chunks.
         pack_length: tokens in a row.
-        batch_size: rows in a batch.
+        batch_size: rows in a batch, on average; more where the sequences leave much of their rows empty.
         max_history: of the data set.
         seed: of the shuffling.
     """

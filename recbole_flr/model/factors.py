@@ -6,6 +6,8 @@ Shapes: B batch, L keys (prompt tokens and the thought), D hidden width, K facto
 
 Departures from the paper, and why:
 - lambda_i = exp(-s_i)/2 alone lets s_i grow without bound, so that every weight dies; Kendall's + s_i/2 is added.
+- Kendall's sum has no lower bound when a loss can reach 0, as all three do: s_i falls with ln L_i, lambda_i outgrows the
+  recommendation loss. s_i = softplus(u_i) - ln 2 with u_i learned from 0 starts at the same lambda of 1/2 and never passes 1.
 - A (W_v H) is computed as (A H) W_v, which is the same product with K rows instead of L.
 """
 
@@ -124,7 +126,8 @@ def sparsity(alpha):
 class LossWeights(nn.Module):
     """Adds the regularisers to the recommendation loss (eq. 8).
 
-    ``uncertainty``: lambda_i = exp(-s_i)/2 with s_i learned from 0, plus s_i/2 (Kendall et al., CVPR 2018).
+    ``uncertainty``: lambda_i = exp(-s_i)/2 with s_i learned from 0, plus s_i/2 (Kendall et al., CVPR 2018), and
+    s_i > -ln 2, so that lambda_i < 1 (see the top of this file).
     ``fixed``: lambda_i as given.
 
     Args:
@@ -136,19 +139,23 @@ class LossWeights(nn.Module):
     def __init__(self, names, weighting="uncertainty", fixed=None):
         super().__init__()
         self.names, self.fixed = tuple(names), dict(fixed or {})
-        self.log_variance = nn.Parameter(torch.zeros(len(self.names))) if weighting == "uncertainty" else None
+        self.unbounded = nn.Parameter(torch.zeros(len(self.names))) if weighting == "uncertainty" else None  # u
+
+    def log_variance(self):
+        """s of each name, [names]."""
+        return nn.functional.softplus(self.unbounded) - math.log(2)
 
     def lambdas(self):
         """name -> lambda, as tensors (``uncertainty``) or numbers (``fixed``)."""
-        if self.log_variance is None:
+        if self.unbounded is None:
             return {name: self.fixed[name] for name in self.names}
-        return dict(zip(self.names, (-self.log_variance).exp() / 2))
+        return dict(zip(self.names, (-self.log_variance()).exp() / 2))
 
     def forward(self, loss, regularisers):
         """loss: scalar; regularisers: name -> scalar. Returns the total, a scalar."""
         for name, weight in self.lambdas().items():
             loss = loss + weight * regularisers[name]
-        return loss if self.log_variance is None else loss + self.log_variance.sum() / 2
+        return loss if self.unbounded is None else loss + self.log_variance().sum() / 2
 
 
 @dataclass

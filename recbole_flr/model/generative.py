@@ -36,6 +36,11 @@ class GenerativeRecommender(SequentialRecommender):
             raise ConfigError(  # RecBole would pick arbitrary items among those that no beam reached
                 f"num_beams: found {config['num_beams']}, expected at least {max(config['topk'])}, the largest topk"
             )
+        if config["train_neg_sample_args"]["distribution"] != "none":
+            raise ConfigError(
+                f"train_neg_sample_args: found {config['train_neg_sample_args']}, expected null: the tokens of the title "
+                "are the classes, there are no negative items"
+            )
         self.catalog = Catalog.from_dataset(config, dataset)
         self.backbone = build_backbone(config, self.catalog.texts[1:])
         titles = self.catalog.tokenize(self.backbone, config["max_title_tokens"])

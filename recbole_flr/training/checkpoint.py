@@ -7,6 +7,7 @@ random states, to go on from), `run.json` (its options) and what else a model ne
 import json
 import os
 import random
+from logging import getLogger
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,25 @@ def unpack_other(tensors, meta):
 
 
 # model
+
+
+def check_data(meta, fingerprint, strict=True):
+    """Compare the data set with the one that a checkpoint was trained on.
+
+    Args:
+        meta: of the checkpoint.
+        fingerprint: of the data set, see :func:`recbole_flr.data.loading.fingerprint`.
+        strict: whether another data set is an error; a model of text, not of ids, gets a warning.
+
+    Raises:
+        CheckpointError: if strict and they differ.
+    """
+    if meta["data"] in (None, fingerprint):
+        return
+    message = "the items or users of the data set are not those that the run was trained on"
+    if strict:
+        raise CheckpointError(f"{message}; put the old files back, or train anew")
+    getLogger().warning(message)
 
 
 def pack_model(model):

@@ -1,0 +1,1 @@
+"""Measurements: speed side by side with the obvious way, and references that need no training."""

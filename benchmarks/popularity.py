@@ -1,0 +1,54 @@
+"""Popularity ranking on the very rows that the models get: the floor that a recommender must beat.
+
+    python -m benchmarks.popularity --dataset=toys_demo
+
+Scores every item by how often it is a target in the training rows; ranks, masks and measures as RecBole does for a
+sequential model (RecBole's own Pop is a general model and would be asked other questions).
+"""
+
+import sys
+
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+
+from recbole_flr.command import parse_arguments
+from recbole_flr.config import Config
+from recbole_flr.data.catalog import Catalog, training_popularity
+from recbole_flr.data.loading import load_dataset, split
+from recbole_flr.trainer import with_safe_checkpoints
+
+
+class Popularity(SequentialRecommender):
+    """Every user gets the same ranking."""
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.counts = torch.nn.Parameter(torch.from_numpy(training_popularity(dataset)).float())
+
+    def full_sort_predict(self, interaction):
+        """[B, n_items]."""
+        return self.counts.detach().repeat(len(interaction), 1)
+
+
+def main(arguments):
+    """Print validation and test results; returns the test's."""
+    from recbole.trainer import Trainer
+
+    options = {"dataset": "toys_demo", "state": "ERROR", "eval_batch_size": "512", **parse_arguments(arguments)}
+    config = Config(Popularity, options.pop("dataset"), config_dict=options)
+    dataset = load_dataset(config)
+    train_data, valid_data, test_data = split(config, dataset)
+    trainer = with_safe_checkpoints(Trainer)(config, Popularity(config, train_data._dataset))
+    trainer.report_titles(Catalog.from_dataset(config, train_data._dataset).title_ids)
+    trainer.eval_collector.data_collect(train_data)
+    for name, data in (("valid", valid_data), ("test", test_data)):
+        result = trainer.evaluate(data, load_best_model=False)
+        print(name, dict(result))
+    return result
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

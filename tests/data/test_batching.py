@@ -1,0 +1,61 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from recbole_flr.data.batching import LengthBatches
+
+ROWS, BATCH = 1003, 16
+LENGTHS = torch.randint(5, 120, (ROWS,), generator=torch.Generator().manual_seed(1))
+
+
+def make(seed=3, window=32, lengths=LENGTHS, batch_size=BATCH):
+    loader = SimpleNamespace(batch_size=batch_size, generator=torch.Generator().manual_seed(seed), sampler=object(),
+                             _dataset=object(), collate_fn=lambda rows: rows)
+    return LengthBatches(loader, lengths, window)
+
+
+def padding(batches):
+    return sum((LENGTHS[rows].max() - LENGTHS[rows]).sum().item() for rows in batches)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 512, 513, ROWS])
+def test_every_row_once_an_epoch_in_full_batches(rows):
+    batches = list(make(lengths=LENGTHS[:rows]))
+    assert sorted(row for batch in batches for row in batch) == list(range(rows))
+    sizes = sorted(map(len, batches), reverse=True)
+    assert sizes == [BATCH] * (rows // BATCH) + ([rows % BATCH] if rows % BATCH else [])
+    assert len(make(lengths=LENGTHS[:rows])) == len(batches)
+
+
+def test_less_padding_than_batches_at_random():
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(5))
+    by_length = make().batches()
+    assert padding(by_length) < 0.2 * padding(order.split(BATCH))
+    assert padding(make(window=1).batches()) > 0.8 * padding(order.split(BATCH))  # RecBole's batches
+
+
+def test_batches_are_not_in_order_of_length():
+    means = torch.tensor([LENGTHS[rows].float().mean() for rows in make(window=100).batches()])
+    first, second = means[:len(means) // 2].mean(), means[len(means) // 2:].mean()
+    assert (first - second).abs() < 0.4 * LENGTHS.float().std()
+
+
+def test_epochs_differ_and_the_generator_state_brings_one_back():
+    loader = make()
+    first = list(loader)
+    state = loader.generator.get_state()
+    second, third = list(loader), list(loader)
+    assert first != second != third
+    loader.generator.set_state(state)
+    assert list(loader) == second
+    assert list(loader) == third
+    assert list(make()) == first
+    assert list(make(seed=4)) != first
+
+
+def test_looks_like_the_loader_it_wraps():
+    loader = make()
+    assert loader.dataset is loader._dataset is loader.loader._dataset
+    assert loader.generator is loader.loader.generator and loader.sampler is loader.loader.sampler
+    assert loader.batch_size == BATCH

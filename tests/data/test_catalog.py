@@ -1,0 +1,276 @@
+import itertools
+import logging
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers_data import make_config, write, write_set
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_flr.data.atomic import escape
+from recbole_flr.data.catalog import Catalog, Tokens, find_field, training_popularity
+from recbole_flr.data.loading import load_dataset, split
+from recbole_flr.errors import DataError
+
+NASTY = [
+    "Plain", '"an open quote', 'quotes "in" the middle', '"quoted"', "''", "None", "NA", "nan", "NULL", "null",
+    "<NA>", "1.0",
+    "double  blanks", " blank in front", "blank behind ", "🚒👨‍👩‍👧", "秘密基地",
+    "line\u2028ends\x85of\x0ball\x1ckinds", "\x00", "a,b;c:d|e", "#hash",
+    "<|Thought|>", "<|endoftext|>", "[PAD]", "back\\slash", "C:\\new\\table", "ends in \\", "\ufeff",
+]
+UNWRITABLE = ["tab\there", "two\nlines", "CR\rhere", "CRLF\r\n", '"open and\ttab', "\tx"]
+EXTRAS = st.one_of(st.none(), st.lists(st.sampled_from(["", "x", "y", "2", "x (2)"]), min_size=12, max_size=12))
+# Titles that look like what the policy makes of other titles.
+TITLES = st.lists(
+    st.sampled_from(["A", "B", "A (x)", "A (2)", "A (3)", "A (x) (2)", "A (2) (2)", "B (y)", "x", ""]),
+    min_size=1, max_size=12,
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(TITLES, EXTRAS)
+def test_suffix_gives_every_item_a_text_of_its_own(titles, extras):
+    catalog = Catalog(["[PAD]", *titles], ["", *extras[:len(titles)]] if extras else None)
+    texts = catalog.texts[1:]
+    assert len(set(texts)) == len(texts)
+    counts = Counter(titles)
+    for title, text in zip(titles, texts):
+        assert text == title or counts[title] > 1 and text.startswith(f"{title} (") and text not in counts
+    assert catalog.titles == ["", *titles]
+
+
+@settings(deadline=None, max_examples=100)
+@given(TITLES, EXTRAS)
+def test_share_leaves_titles_alone(titles, extras):
+    catalog = Catalog(["[PAD]", *titles], ["", *extras[:len(titles)]] if extras else None, duplicate_titles="share")
+    assert catalog.texts == catalog.titles == ["", *titles]
+
+
+@settings(deadline=None, max_examples=100)
+@given(TITLES, st.sampled_from(["suffix", "share"]))
+def test_title_ids_group_equal_titles(titles, policy):
+    catalog = Catalog(["[PAD]", *titles], duplicate_titles=policy)
+    ids = catalog.title_ids.tolist()
+    assert ids[0] == 0 and 0 not in ids[1:] and len(ids) == len(catalog)
+    pairs = itertools.product(range(1, len(ids)), repeat=2)
+    assert all((ids[i] == ids[j]) == (catalog.titles[i] == catalog.titles[j]) for i, j in pairs)
+    assert set(ids) == set(range(max(ids) + 1))
+
+
+def test_suffixes():
+    catalog = Catalog(["", "A", "B", "A", "A", "A", "C", "C"], ["", "x", "x", "y", "", "x", "", ""])
+    assert catalog.texts == ["", "A (x)", "B", "A (y)", "A", "A (x) (2)", "C", "C (2)"]
+
+
+def test_suffixes_keep_off_titles_that_are_there():
+    assert Catalog(["", "A", "A", "A (2)"]).texts == ["", "A", "A (3)", "A (2)"]
+    assert Catalog(["", "A", "A", "A (x)"], ["", "x", "y", ""]).texts == ["", "A (x) (2)", "A (y)", "A (x)"]
+
+
+def test_by_popularity():
+    catalog = Catalog(["", "A", "B", "C", "D"], popularity=[9, 1, 3, 1, 3])
+    assert catalog.by_popularity().tolist() == [2, 4, 1, 3]
+    assert Catalog(["", "A", "B"]).by_popularity().tolist() == [1, 2]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.lists(st.integers(0, 99), max_size=4), min_size=1, max_size=6), st.data())
+def test_tokens_are_ragged_rows(rows, data):
+    tokens = Tokens.of(rows)
+    assert [tokens.row(index) for index in range(len(rows))] == rows
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=6))
+    flat, start = tokens.take(torch.tensor(chosen, dtype=torch.long))
+    assert [flat[a:b].tolist() for a, b in zip(start, start[1:])] == [rows[index] for index in chosen]
+    assert tokens.to("cpu").row(0) == rows[0]
+
+
+def words(texts):
+    """A backbone whose tokens are the words' lengths."""
+    return [[len(word) for word in text.split()] for text in texts]
+
+
+def test_tokenize_ends_every_title_and_cuts_long_ones(caplog):
+    catalog = Catalog(["", "a bb ccc dddd", "a bb", "a bb ccc"])
+    with caplog.at_level(logging.WARNING):
+        tokens = catalog.tokenize(SimpleNamespace(encode=words, end_id=0), 3)
+    assert [tokens.row(item) for item in range(4)] == [[], [1, 2, 3, 0], [1, 2, 0], [1, 2, 3, 0]]
+    assert "1 of 3 titles are longer than 3 tokens" in caplog.text
+    caplog.clear()
+    catalog.tokenize(SimpleNamespace(encode=words, end_id=0), 4)
+    assert not caplog.text
+
+
+# Reading data sets
+
+
+def interactions(n_items):
+    """Two users who between them have all items."""
+    return {"u1": [f"i{item}" for item in range(n_items)], "u2": [f"i{item}" for item in reversed(range(n_items))]}
+
+
+def read(root, items, header="item_id:token\ttitle:token", n_items=None, **options):
+    """Data set -> dict of item id -> title as the catalogue has it, and the catalogue."""
+    write_set(root, interactions(n_items or len(items)), items, header)
+    config = make_config(root, **options)
+    dataset = load_dataset(config)
+    catalog = Catalog.from_dataset(config, dataset)
+    tokens = dataset.field2id_token["item_id"]
+    assert len(catalog) == len(tokens) == dataset.item_num
+    return {str(token): title for token, title in zip(tokens[1:], catalog.titles[1:])}, catalog
+
+
+@pytest.mark.parametrize("kind", ["token", "token_seq"])
+@pytest.mark.parametrize("escapes", [True, False])
+def test_every_title_reaches_the_model_unchanged(tmp_path, kind, escapes):
+    titles = NASTY + UNWRITABLE if escapes else NASTY
+    field = escape if escapes else str
+    rows = [f"i{number}\t{field(title)}" for number, title in enumerate(titles)]
+    found, catalog = read(tmp_path, rows, f"item_id:token\ttitle:{kind}", title_escapes=escapes)
+    assert found == {f"i{number}": title for number, title in enumerate(titles)}
+    assert sorted(catalog.texts[1:]) == sorted(titles)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip), min_size=5, max_size=8))
+def test_any_title_reaches_the_model_unchanged(tmp_path_factory, titles):
+    rows = [f"i{number}\t{escape(title)}" for number, title in enumerate(titles)]
+    found, _ = read(tmp_path_factory.mktemp("set"), rows, title_escapes=True)
+    assert found == {f"i{number}": title for number, title in enumerate(titles)}
+
+
+def test_escapes_are_left_alone_unless_asked_for(tmp_path):
+    rows = [r"i0	C:\new\table", r"i1	back\\slash", "i2\tB", "i3\tC"]
+    found, _ = read(tmp_path / "off", rows)
+    assert (found["i0"], found["i1"]) == (r"C:\new\table", r"back\\slash")
+    found, _ = read(tmp_path / "on", rows, title_escapes=True)
+    assert (found["i0"], found["i1"]) == ("C:\new\table", "back\\slash")
+
+
+@pytest.mark.parametrize("name", ["title", "movie_title", "name"])
+@pytest.mark.parametrize("kind", ["token", "token_seq"])
+def test_the_title_field_is_found(tmp_path, name, kind):
+    rows = [f"kind {item % 2}\tTitle {item}\ti{item}" for item in range(5)]
+    found, _ = read(tmp_path, rows, f"class:token_seq\t{name}:{kind}\titem_id:token")
+    assert found == {f"i{item}": f"Title {item}" for item in range(5)}
+
+
+def test_the_title_field_is_the_first_known_name_or_the_one_that_is_given(tmp_path):
+    rows = [f"i{item}\tName {item}\tTitle {item}\tText {item}" for item in range(5)]
+    header = "item_id:token\tname:token\ttitle:token\tblurb:token_seq"
+    assert read(tmp_path / "a", rows, header)[0]["i1"] == "Title 1"
+    assert read(tmp_path / "b", rows, header, TITLE_FIELD="name")[0]["i1"] == "Name 1"
+    assert read(tmp_path / "c", rows, header, TITLE_FIELD="blurb")[0]["i1"] == "Text 1"
+
+
+def test_other_ids_and_separators(tmp_path):
+    rows = [f"i{item},A {item}" for item in range(5)]
+    root = tmp_path / "mini"
+    write(root, "mini.item", ["asin:token,title:token", *rows])
+    write(root, "mini.inter", ["who:token,asin:token,when:float", *(f"u,i{item},{item}" for item in range(5))])
+    config = make_config(tmp_path, field_separator=",", USER_ID_FIELD="who", ITEM_ID_FIELD="asin", TIME_FIELD="when")
+    catalog = Catalog.from_dataset(config, load_dataset(config))
+    assert sorted(catalog.titles[1:]) == [f"A {item}" for item in range(5)]
+
+
+def test_another_encoding(tmp_path):
+    write_set(tmp_path, interactions(5))
+    lines = ["item_id:token\ttitle:token", *(f"i{item}\tÉtude № {item}".replace("№", "No") for item in range(5))]
+    (tmp_path / "mini" / "mini.item").write_bytes("".join(line + "\n" for line in lines).encode("latin-1"))
+    config = make_config(tmp_path, encoding="latin-1")
+    assert "Étude No 3" in Catalog.from_dataset(config, load_dataset(config)).titles
+    config = make_config(tmp_path)
+    with pytest.raises(DataError, match="utf-8"):
+        Catalog.from_dataset(config, load_dataset(config))
+
+
+def test_a_wrong_title_field_is_refused_with_the_columns(tmp_path):
+    with pytest.raises(DataError, match=r"TITLE_FIELD: found 'titel'.*item_id, title, brand"):
+        rows = [f"i{k}\tA\tb" for k in range(5)]
+        read(tmp_path, rows, "item_id:token\ttitle:token\tbrand:token", TITLE_FIELD="titel")
+
+
+def test_a_wrong_duplicate_field_is_refused_with_the_columns(tmp_path):
+    with pytest.raises(DataError, match=r"DUPLICATE_FIELD: found 'maker'.*item_id, title"):
+        read(tmp_path, [f"i{k}\tA" for k in range(5)], DUPLICATE_FIELD="maker")
+
+
+def test_no_text_column_is_refused_with_the_columns_and_the_option(tmp_path):
+    with pytest.raises(DataError, match=r"no title among .*mini\.item \(item_id, price\).*--TITLE_FIELD"):
+        read(tmp_path, [f"i{k}\t1" for k in range(5)], "item_id:token\tprice:float")
+
+
+def test_no_item_file_is_refused_with_its_place_and_form(tmp_path):
+    with pytest.raises(DataError, match=r"found no .*mini\.item.*item_id:token<TAB>title:token"):
+        read(tmp_path, None, n_items=5)
+
+
+def test_items_without_a_title_are_called_by_their_id(tmp_path, caplog):
+    rows = ["i0\tA", "i1\t", "i2\t  ", "i4\tB"]  # i3 is not in the file at all
+    with caplog.at_level(logging.WARNING):
+        found, catalog = read(tmp_path, rows, n_items=5, filter_inter_by_user_or_item=False)
+    assert found == {"i0": "A", "i1": "i1", "i2": "i2", "i3": "i3", "i4": "B"}
+    assert "3 of 5 items have no title" in caplog.text
+    assert sorted(catalog.texts[1:]) == ["A", "B", "i1", "i2", "i3"]
+
+
+def test_an_id_that_is_another_items_title_is_a_duplicate_like_any(tmp_path):
+    _, catalog = read(tmp_path, ["i0\ti1", "i1\t", "i2\tA", "i3\tB"])
+    assert sorted(catalog.texts[1:]) == ["A", "B", "i1", "i1 (2)"]
+
+
+def test_no_warning_where_all_have_titles(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        read(tmp_path, [f"i{item}\tA{item}" for item in range(5)])
+    assert "no title" not in caplog.text
+
+
+def test_the_first_of_repeated_ids_counts(tmp_path):
+    found, _ = read(tmp_path, ["i0\tfirst", "i0\tsecond", *(f"i{k}\tA{k}" for k in range(1, 5))], n_items=5)
+    assert found["i0"] == "first"
+
+
+@pytest.mark.parametrize("options, expected", [
+    ({}, {"Same (Anna)", "Same (\"Bo)", "Same", "Other"}),
+    ({"DUPLICATE_FIELD": "color"}, {"Same (red)", "Same (red) (2)", "Same (blue)", "Other"}),
+    ({"duplicate_titles": "share"}, {"Same", "Other"}),
+])
+def test_duplicates_are_told_apart_by_a_column(tmp_path, options, expected):
+    rows = ["i0\tSame\tred\tAnna", 'i1\tSame\tred\t"Bo', "i2\tSame\tblue\t", "i3\tOther\tblue\tCleo"]
+    _, catalog = read(tmp_path, rows, "item_id:token\ttitle:token\tcolor:token\tbrand:token", **options)
+    assert set(catalog.texts[1:]) == expected
+
+
+def test_duplicates_without_such_a_column_are_numbered(tmp_path):
+    _, catalog = read(tmp_path, ["i0\tSame", "i1\tSame", "i2\tOther", "i3\tSame"])
+    assert sorted(catalog.texts[1:]) == ["Other", "Same", "Same (2)", "Same (3)"]
+
+
+def test_escapes_hold_for_the_suffix_too(tmp_path):
+    rows = ["i0\tSame\ta\\tb", "i1\tSame\tc", "i2\tX\td", "i3\tY\te"]
+    _, catalog = read(tmp_path, rows, "item_id:token\ttitle:token\tbrand:token", title_escapes=True)
+    assert "Same (a\tb)" in catalog.texts
+
+
+def test_popularity_is_of_the_training_rows(tmp_path):
+    sequences = {"u1": list("abbcde"), "u2": list("bcbed"), "u3": list("abab")}
+    write_set(tmp_path, sequences, [f"{item}\tTitle {item}" for item in "abcde"])
+    config = make_config(tmp_path)
+    dataset = load_dataset(config)
+    train = split(config, dataset)[0]._dataset
+    counts = dict(zip(dataset.field2id_token["item_id"].tolist(), training_popularity(train).tolist()))
+    # Training targets: b b c (of u1, without d and e), c b (of u2), b (of u3).
+    assert counts == {"[PAD]": 0, "a": 0, "b": 4, "c": 2, "d": 0, "e": 0}
+    catalog = Catalog.from_dataset(config, train)
+    assert np.array_equal(catalog.popularity, training_popularity(train))
+    assert [catalog.titles[item] for item in catalog.by_popularity()[:2]] == ["Title b", "Title c"]
+
+
+def test_find_field_prefers_in_its_own_order():
+    config = {"TITLE_FIELD": None, "data_path": ".", "dataset": "x"}
+    assert find_field(config, ["name", "title"], "TITLE_FIELD", ("title", "name")) == "title"
+    assert find_field(config, ["b"], "TITLE_FIELD", ("title", "name")) is None
+    assert find_field({**config, "TITLE_FIELD": "b"}, ["b", "title"], "TITLE_FIELD", ("title",)) == "b"

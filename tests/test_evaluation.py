@@ -1,0 +1,129 @@
+import math
+
+import pytest
+import torch
+from helpers_data import make_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recbole.evaluator import Collector, Evaluator
+
+from recbole_flr.evaluation import RANK, TitleCollector, TitleEvaluator, title_ranks
+
+INF = math.inf
+N_ITEMS = 30
+DISTINCT = torch.arange(N_ITEMS)
+SHARED = torch.tensor([0] + [1 + item % 11 for item in range(N_ITEMS - 1)])
+
+
+def plain_rank(scores, title_ids, target):
+    """The oracle: 0 for the best; titles with the same score stand before the target; -inf is behind all items."""
+    best = {}
+    for item in range(1, len(scores)):
+        best[title_ids[item]] = max(best.get(title_ids[item], -INF), scores[item])
+    mine = best.pop(title_ids[target])
+    return len(scores) if mine == -INF else sum(score >= mine for score in best.values())
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_title_ranks_are_the_plain_loop(data):
+    items = data.draw(st.integers(1, 8))
+    title_ids = [0]
+    for _ in range(items):  # dense numbers from 1, as the catalogue gives
+        title_ids.append(data.draw(st.integers(1, max(title_ids) + 1)))
+    few = st.sampled_from([-INF, -2.0, -1.0, 0.0, 3.0])  # few values, so that many are equal
+    scores = data.draw(st.lists(st.lists(few, min_size=items, max_size=items), min_size=1, max_size=4))
+    scores = [[-INF, *row] for row in scores]
+    targets = data.draw(st.lists(st.integers(1, items), min_size=len(scores), max_size=len(scores)))
+    ranks = title_ranks(torch.tensor(scores), torch.tensor(title_ids), torch.tensor(targets))
+    assert ranks.tolist() == [plain_rank(row, title_ids, target) for row, target in zip(scores, targets)]
+
+
+def test_the_other_item_of_the_title_counts():
+    scores = torch.tensor([[-INF, 1.0, 5.0, 3.0]])
+    assert title_ranks(scores, torch.tensor([0, 1, 2, 1]), torch.tensor([1])).tolist() == [1]  # 3 of item 3, below 5
+    assert title_ranks(scores, torch.tensor([0, 1, 1, 2]), torch.tensor([1])).tolist() == [0]  # 5 of item 2
+
+
+def test_the_padding_is_no_title():
+    scores = torch.tensor([[9.0, 1.0, 0.0]])
+    assert title_ranks(scores, torch.tensor([0, 1, 2]), torch.tensor([1])).tolist() == [0]
+
+
+def test_what_was_not_reached_is_no_hit_however_few_the_titles():
+    scores = torch.full((1, 11), -INF)  # ten items, so RecBole takes topk 10, but one title
+    assert title_ranks(scores, torch.tensor([0] + 10 * [1]), torch.tensor([4])).item() >= 10
+
+
+def batches(seed, sizes=(7, 1, 24)):
+    """Scores of three batches, all different, with the padding excluded as RecBole does, and their targets."""
+    generator = torch.Generator().manual_seed(seed)
+    for size in sizes:
+        scores = torch.rand(size, N_ITEMS, generator=generator, dtype=torch.float64)
+        scores[:, 0] = -INF
+        yield scores, torch.randint(1, N_ITEMS, (size,), generator=generator)
+
+
+def evaluate(config, seed, collector, evaluator):
+    for scores, targets in batches(seed):
+        collector.eval_batch_collect(scores, None, torch.arange(len(scores)), targets)
+    return evaluator.evaluate(collector.get_data_struct())
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    root = tmp_path_factory.mktemp("evaluation")
+    return make_config(root, metrics=["Hit", "NDCG", "MRR"], topk=[1, 5, 10], metric_decimal_place=9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_distinct_titles_give_the_metrics_of_recbole(config, seed):
+    result = evaluate(config, seed, TitleCollector(config, DISTINCT), TitleEvaluator(config))
+    for k in (1, 5, 10):
+        assert result[f"title_hit@{k}"] == pytest.approx(result[f"hit@{k}"], abs=2e-9)
+        assert result[f"title_ndcg@{k}"] == pytest.approx(result[f"ndcg@{k}"], abs=2e-9)
+    assert 0 < result["hit@10"] < 1
+
+
+def test_the_metrics_of_recbole_are_untouched(config):
+    plain = evaluate(config, 0, Collector(config), Evaluator(config))
+    ours = evaluate(config, 0, TitleCollector(config, SHARED), TitleEvaluator(config))
+    assert {name: value for name, value in ours.items() if not name.startswith("title_")} == plain
+    assert list(ours)[:len(plain)] == list(plain)
+    added = {f"title_{metric}@{k}" for metric in ("hit", "ndcg") for k in (1, 5, 10)}
+    assert set(ours) - set(plain) == added
+
+
+def test_shared_titles_against_the_formula(config):
+    result = evaluate(config, 1, TitleCollector(config, SHARED), TitleEvaluator(config))
+    ranks = [plain_rank(row.tolist(), SHARED.tolist(), target)
+             for scores, targets in batches(1) for row, target in zip(scores, targets.tolist())]
+    for k in (1, 5, 10):
+        assert result[f"title_hit@{k}"] == pytest.approx(sum(r < k for r in ranks) / len(ranks), abs=2e-9)
+        gains = [1 / math.log2(r + 2) for r in ranks if r < k]
+        assert result[f"title_ndcg@{k}"] == pytest.approx(sum(gains) / len(ranks), abs=2e-9)
+    assert result["title_hit@5"] > result["hit@5"]
+
+
+def test_a_second_evaluation_starts_afresh(config):
+    collector, evaluator = TitleCollector(config, SHARED), TitleEvaluator(config)
+    first = evaluate(config, 2, collector, evaluator)
+    assert RANK not in collector.data_struct
+    assert evaluate(config, 3, collector, evaluator) != first
+    assert evaluate(config, 2, collector, evaluator) == first
+
+
+def test_rows_with_several_targets_or_none(config):
+    """RecBole names the row of each target; a row may occur twice."""
+    collector = TitleCollector(config, DISTINCT)
+    scores, _ = next(batches(4))
+    rows, targets = torch.tensor([3, 0, 3]), torch.tensor([5, 6, 7])
+    collector.eval_batch_collect(scores, None, rows, targets)
+    expected = [plain_rank(scores[row].tolist(), DISTINCT.tolist(), t) for row, t in zip(rows, targets.tolist())]
+    assert collector.get_data_struct()[RANK].tolist() == expected
+
+
+def test_places_are_rounded_as_the_option_says(tmp_path):
+    config = make_config(tmp_path, metrics=["Hit"], topk=[10], valid_metric="Hit@10", metric_decimal_place=2)
+    result = evaluate(config, 0, TitleCollector(config, SHARED), TitleEvaluator(config))
+    assert result["title_ndcg@10"] == round(result["title_ndcg@10"], 2) > 0

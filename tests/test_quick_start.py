@@ -1,0 +1,182 @@
+"""Run, load and recommend, as a user calls them."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, TINY_FLR, TITLES, write_dataset
+
+import recbole_flr
+from recbole_flr.command import recommend_main
+from recbole_flr.errors import CheckpointError, ConfigError, DataError
+from recbole_flr.quick_start import resolve_items
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def run(tiny_data):
+    recbole_flr.run_recbole_flr("FLR", "tiny", config_dict={**TINY_FLR, "data_path": str(tiny_data)})
+    return next(Path("saved").iterdir())
+
+
+def test_recommend_by_titles_and_ids(run):
+    loaded = recbole_flr.load_data_and_model(run)
+    answer = recbole_flr.recommend(loaded, ["Robot", "i1", "Robot Wars II"], k=5)
+    assert answer == recbole_flr.recommend(run, ["i0", "Robot Wars", "i2"], k=5)
+    assert len(answer["items"]) == 5
+    scores = [item["score"] for item in answer["items"]]
+    assert scores == sorted(scores, reverse=True)
+    for item in answer["items"]:
+        assert item["title"] == TITLES[int(item["item"][1:])]
+    assert sum(factor["weight"] for factor in answer["factors"]) == pytest.approx(1, abs=1e-5)
+    assert len(answer["factors"]) == 3
+    for factor in answer["factors"]:
+        assert {entry["item"] for entry in factor["history"]} == {"i0", "i1", "i2"}
+        shares = [entry["attention"] for entry in factor["history"]]
+        assert shares == sorted(shares, reverse=True) and 0 < sum(shares) < 1
+    # the scores are those of full_sort_predict for that history
+    model, dataset = loaded[1], loaded[2]
+    history = torch.zeros(1, 10, dtype=torch.long)
+    history[0, :3] = torch.tensor([dataset.token2id("item_id", f"i{n}") for n in range(3)])
+    from recbole.data.interaction import Interaction
+    with torch.no_grad():
+        direct = model.full_sort_predict(Interaction({model.ITEM_SEQ: history, model.ITEM_SEQ_LEN: torch.tensor([3])}))[0]
+    for item in answer["items"]:
+        assert item["score"] == pytest.approx(direct[dataset.token2id("item_id", item["item"])].item(), abs=1e-5)
+
+
+def test_only_the_latest_items_count(run):
+    loaded = recbole_flr.load_data_and_model(run)
+    longest = loaded[0]["MAX_ITEM_LIST_LENGTH"]
+    latest = [f"i{n}" for n in range(longest)]
+    assert recbole_flr.recommend(loaded, ["Dragon"] * 4 + latest) == recbole_flr.recommend(loaded, latest)
+
+
+def test_recommend_refuses_what_it_cannot_do(run):
+    loaded = recbole_flr.load_data_and_model(run)
+    with pytest.raises(DataError, match="'Robot War'.*nearest title is 'Robot Wars'"):
+        recbole_flr.recommend(loaded, ["Robot War"])
+    with pytest.raises(DataError, match="found none"):
+        recbole_flr.recommend(loaded, [])
+    for k in (0, 21):
+        with pytest.raises(ConfigError, match=f"k: found {k}, expected 1 to 20"):
+            recbole_flr.recommend(loaded, ["Robot"], k=k)
+    with pytest.raises(CheckpointError, match="expected the folder of a run"):
+        recbole_flr.recommend("nowhere", ["Robot"])
+
+
+def test_shared_titles_resolve_to_the_first(run):
+    _, model, dataset, *_ = recbole_flr.load_data_and_model(run)
+    first, second = resolve_items(dataset, model.catalog, ["Blue Castle Set", "Blue Castle Set (2)"])
+    assert first != second and model.catalog.titles[first] == model.catalog.titles[second]
+
+
+def test_recommend_command(run, capsys):
+    words = ["--checkpoint", str(run), "--history", "Robot", "i1", "--k", "3"]
+    assert recommend_main([*words, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [item["item"] for item in printed["items"]] == [
+        item["item"] for item in recbole_flr.recommend(run, ["Robot", "i1"], 3)["items"]
+    ]
+    assert recommend_main(words) == 0
+    text = capsys.readouterr().out
+    assert printed["items"][0]["title"] in text and "factor 3: weight" in text
+    assert recommend_main(["--checkpoint", "nowhere", "--history", "x"]) == 2
+    assert "expected the folder of a run" in capsys.readouterr().err
+
+
+def test_a_baseline_recommends_too(tiny_data):
+    recbole_flr.run_recbole_flr("SASRec", "tiny", config_dict={**TINY, "epochs": 1, "data_path": str(tiny_data)})
+    answer = recbole_flr.recommend(next(Path("saved").iterdir()), ["Robot", "Robot Wars"], k=4)
+    assert len(answer["items"]) == 4 and answer["factors"] == []
+
+
+def test_a_text_model_takes_new_items(run, tiny_data, caplog):
+    write_dataset(tiny_data, titles=TITLES + ["Robot Wars III"])
+    loaded = recbole_flr.load_data_and_model(run)
+    assert "not those that the run was trained on" in caplog.text
+    answer = recbole_flr.recommend(loaded, ["Robot Wars", "Robot Wars II"], k=20)
+    assert len(answer["items"]) == 20 and loaded[1].n_items == len(TITLES) + 2
+
+
+@pytest.mark.parametrize("titles, users", [(TITLES + ["New"], 40), (TITLES[::-1], 41)])
+def test_a_model_of_ids_does_not_take_a_changed_data_set(tiny_data, titles, users):
+    options = {**TINY, "epochs": 1, "data_path": str(tiny_data)}
+    recbole_flr.run_recbole_flr("SASRec", "tiny", config_dict=options)
+    folder = next(Path("saved").iterdir())
+    write_dataset(tiny_data, titles=titles, users=users, seed=1)
+    with pytest.raises(CheckpointError, match="not those that the run was trained on"):
+        recbole_flr.load_data_and_model(folder)
+    with pytest.raises(CheckpointError, match="not those that the run was trained on"):
+        recbole_flr.run_recbole_flr(config_dict={"resume": str(folder)})
+
+
+def test_resuming_under_another_name_is_refused(run):
+    with pytest.raises(ConfigError, match="has model=FLR, found --model=SASRec"):
+        recbole_flr.run_recbole_flr("SASRec", config_dict={"resume": str(run)})
+
+
+def test_all_models_see_the_same_rows(tiny_data, build):
+    rows = {}
+    for model in ("FLR", "SASRec", "GRU4Rec", "Caser"):
+        config, built, loaders = build(model)
+        assert config["metrics"] == ["Hit", "NDCG"] and config["topk"] == [5, 10]
+        feats = [loader._dataset.inter_feat for loader in loaders]
+        rows[model] = [{name: feat[name].tolist() for name in ("user_id", "item_id", "item_id_list", "item_length")}
+                       for feat in feats]
+    assert rows["FLR"] == rows["SASRec"] == rows["GRU4Rec"] == rows["Caser"]
+
+
+@pytest.mark.parametrize("model", ["Pop", "BPR"])
+def test_other_recbole_models_run_through_the_same_door(model):
+    result = recbole_flr.run_recbole_flr(model, "ml-100k", config_dict={
+        "epochs": 1, "state": "ERROR", "show_progress": False, "user_inter_num_interval": "[20,24]",
+    })
+    # a row of a general model is a user with several targets: no title-level metrics
+    assert set(result["test_result"]) == {"hit@5", "hit@10", "ndcg@5", "ndcg@10"}
+
+
+def test_sampled_negatives(tiny_data):
+    mode = {**TINY_FLR["eval_args"], "mode": "uni5"}
+    options = {**TINY_FLR, "epochs": 1, "warmup_epochs": 0, "data_path": str(tiny_data), "eval_args": mode}
+    result = recbole_flr.run_recbole_flr("FLR", "tiny", config_dict=options)
+    assert result["test_result"]["hit@10"] == 1.0  # one target and five others: always among ten
+    assert 0 < result["test_result"]["ndcg@10"] < 1 and "title_hit@10" not in result["test_result"]
+
+
+def test_negatives_in_training_are_refused(build):
+    with pytest.raises(ConfigError, match="train_neg_sample_args.*expected null"):
+        build(train_neg_sample_args={"distribution": "uniform"})
+
+
+def test_ml_100k_with_one_command(tmp_path):
+    """A RecBole data set that the plug-in did not make: token_seq titles, leave-one-out split. On a subset."""
+    words = ["--model=FLR", "--dataset=ml-100k", "--epochs=1", "--warmup_epochs=1", "--compact_hidden_size=16",
+             "--user_inter_num_interval=[20,24]", "--show_progress=False"]
+    done = subprocess.run([sys.executable, str(ROOT / "run_recbole_flr.py"), *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "test result" in done.stderr and "title_ndcg@10" in done.stderr
+
+
+def test_missing_data_is_explained(tmp_path, capsys):
+    from recbole_flr.command import main
+
+    assert main(["--model=FLR", "--dataset=toys", f"--data_path={tmp_path}"]) == 2
+    text = capsys.readouterr().err
+    assert str(tmp_path / "toys") in text and "Traceback" not in text
+    for way in ("dataset_scripts.amazon", "download", "toys_demo"):
+        assert way in text
+
+
+def test_public_names():
+    logging.getLogger().handlers.clear()
+    assert set(recbole_flr.__all__) == {"Config", "load_data_and_model", "recommend", "run_recbole_flr"}
+    for name in recbole_flr.__all__:
+        assert callable(getattr(recbole_flr, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        recbole_flr.nothing

@@ -1,0 +1,62 @@
+import importlib.util
+
+import pytest
+import recbole.utils
+from recbole.model.general_recommender import Random
+from recbole.model.sequential_recommender import SASRec
+from recbole.trainer import Trainer
+from recbole.utils import InputType, ModelType
+
+from recbole_flr import trainer
+from recbole_flr.config import Config
+from recbole_flr.errors import ConfigError
+from recbole_flr.registry import MODELS, get_model, get_trainer, model_names
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_own_models(name):
+    model = get_model(name)
+    assert model.__name__ == name and model.__module__.startswith("recbole_flr.")
+    assert model.type == ModelType.SEQUENTIAL and model.input_type in InputType
+    assert get_trainer(Config(name, "toys_demo")) is getattr(trainer, MODELS[name][2])
+
+
+def test_other_models_are_recboles():
+    assert get_model("SASRec") is SASRec
+    assert get_model("Random") is Random  # has no yaml file
+
+
+def test_model_names_can_be_loaded():
+    names = model_names()
+    assert names[0] == "FLR" and {"SASRec", "GRU4Rec", "Caser", "Pop", "BPR"} <= set(names) and len(names) > 80
+    for name in set(names) - {"lightgbm", "xgboost"}:
+        assert get_model(name).__name__ == name
+
+
+@pytest.mark.parametrize("name, nearest", [
+    ("SASRecc", "SASRec"), ("sasrec", "SASRec"), ("flr", "FLR"), ("FRL", "FLR"), ("gru4rec", "GRU4Rec"), ("Casr", "Caser"), ("bpr", "BPR"),
+])
+def test_a_mistyped_model_is_refused_with_the_nearest(name, nearest):
+    with pytest.raises(ConfigError, match=f"found '{name}'.*nearest is '{nearest}'"):
+        get_model(name)
+
+
+@pytest.mark.parametrize("name", ["", "nosuch", "a.b", "..", "../x", "__init__", "layers", "os.path", "SASRec ", "Modell 積"])
+def test_odd_names_are_refused(name):
+    with pytest.raises(ConfigError, match="neither recbole_flr nor RecBole has"):
+        get_model(name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lightgbm") is not None, reason="lightgbm is installed")
+def test_a_missing_package_is_named():
+    with pytest.raises(ConfigError, match="lightgbm cannot be loaded .*No module named 'lightgbm'"):
+        get_model("lightgbm")
+
+
+@pytest.mark.parametrize("name", ["SASRec", "Pop", "BPR", "MultiVAE", "KGAT", "S3Rec"])
+def test_recboles_trainers_get_safe_checkpoints(name):
+    config = Config(name, "ml-100k")
+    recboles = recbole.utils.get_trainer(config["MODEL_TYPE"], name)
+    found = get_trainer(config)
+    assert issubclass(found, trainer.SafeCheckpoints) and issubclass(found, recboles) and issubclass(found, Trainer)
+    assert found is get_trainer(config)
