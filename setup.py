@@ -42,5 +42,5 @@ setup(
         "tabulate>=0.9",
         "psutil>=5.9",
     ],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "build"]},
+    extras_require={"test": ["pytest>=8", "hypothesis>=6.100"]},
 )

@@ -1,1 +1,1 @@
-"""Measurements: speed side by side with the obvious way, and references that need no training."""
+"""Measurements; so far the popularity ranking, a reference that needs no training."""

@@ -41,6 +41,10 @@ _log = logging.getLogger(__name__)
 
 OLDEST_START = datetime(1996, 5, 1, tzinfo=timezone.utc)  # the first month of the data set
 MAX_WORDS = 20
+OPTIONS = (  # of the data set, for recbole_flr.config: the split is in the files, titles are escaped
+    "benchmark_filename: [train, valid, test]", "alias_of_item_id: [item_id_list]", "title_escapes: True",
+    "eval_args: {split: {LS: valid_and_test}, order: TO, group_by: user, mode: full}",
+)
 # RecBole splits lists at blanks, pads with [PAD], and reads with pandas, which takes quotes for quoting and these words for
 # missing values. A lone surrogate cannot be written as UTF-8.
 _BAD_ID = re.compile(r'[\s"\x00\ud800-\udfff]')
@@ -54,7 +58,8 @@ def convert(reviews, meta, name, out="dataset", *, start="2017-10-01", end="2018
     """Converts one category; the rules are at the top of this module.
 
     Writes `<out>/<name>/<name>.{train,valid,test}.inter`, `<name>.inter` (all kept reviews, in file order) and `<name>.item`
-    (in metadata order; `title:token`, and `brand:token` if any kept item has one; escaped, see `recbole_flr.data.atomic`):
+    (in metadata order; `title:token`, and `brand:token` if any kept item has one; escaped, see `recbole_flr.data.atomic`),
+    and `<name>.yaml`, the options with which recbole_flr reads them:
     all of them or, on any error, none.
 
     Args:
@@ -80,7 +85,7 @@ def convert(reviews, meta, name, out="dataset", *, start="2017-10-01", end="2018
     start, end = _utc(start, "start"), _utc(end, "end")
     _check_options(name, start, end, k, min_items, step_months, max_history, ratios)
     folder = Path(out) / name
-    outputs = [f"{name}.{kind}" for kind in ("train.inter", "valid.inter", "test.inter", "inter", "item")]
+    outputs = [f"{name}.{kind}" for kind in ("train.inter", "valid.inter", "test.inter", "inter", "item", "yaml")]
     for source in (reviews, meta):
         if Path(source).resolve() in {(folder / output).resolve() for output in outputs}:
             raise ConfigError(f"{source} is an input and would be written over; choose another name or --out")
@@ -133,7 +138,7 @@ def convert(reviews, meta, name, out="dataset", *, start="2017-10-01", end="2018
         for code in items:
             yield f"{asins[code]}\t{escape(titles[code])}" + ("\t" + escape(brands.get(code, ""))) * with_brand
 
-    publish(folder, dict(zip(outputs, [*map(part_lines, parts.values()), all_lines(), item_lines()])))
+    publish(folder, dict(zip(outputs, [*map(part_lines, parts.values()), all_lines(), item_lines(), OPTIONS])))
     return report
 
 

@@ -16,7 +16,7 @@ Train, validate and test a model of recbole_flr or of RecBole.
   --model, -m NAME        FLR, or any RecBole model (SASRec, GRU4Rec, Caser, ...)
   --dataset, -d NAME      toys_demo (made on the spot), ml-100k, toys, cds, games, instruments, movies, or your own
   --config_files A.yaml   yaml files with options; several separated by blanks
-  --help, -h              this text
+  --help, -h              this text; with --model=NAME, that model's options
 
 Any option of the plug-in or of RecBole: --key=value or --key value. Values are yaml: 1e-3, [5, 10], "{'valid': full}".
 """
@@ -38,7 +38,8 @@ def parse_arguments(arguments):
             raise ConfigError(f"found {word!r}, expected --key=value or --key value (values with blanks need quotes)")
         name = name[2:]
         if name == "help":
-            return {"help": True}
+            options["help"] = True
+            continue
         if not equals:
             if not words or words[0].startswith("--"):
                 raise ConfigError(f"--{name}: found no value, expected --{name}=value")
@@ -60,7 +61,7 @@ def main(arguments=None):
             from recbole_flr.options import help_text
 
             print(USAGE + "\nOptions of the plug-in (name, default, what is allowed, what it does and costs):")
-            print(help_text())
+            print(help_text(options.get("model", "FLR")))
             return 0
         from recbole_flr.quick_start import run_recbole_flr
 

@@ -148,6 +148,10 @@ class Config(recbole.config.Config):
         super()._load_internal_config_dict(model, model_class, dataset)
         for path in option_files(model, dataset):
             self._update_internal_config_dict(path)
+        data_path = self.external_config_dict.get("data_path", self.internal_config_dict["data_path"])
+        brought = Path(str(data_path)) / dataset / f"{dataset}.yaml"  # a converted data set says how it is to be read
+        if brought.is_file():
+            self._update_internal_config_dict(brought)
 
     def _get_final_config_dict(self):
         options = options_for(self.model, self.dataset)

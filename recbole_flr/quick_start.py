@@ -55,6 +55,9 @@ def _trainer(config, model, dataset):
     titles = _title_ids(config, model, dataset)
     if titles is not None:
         trainer.report_titles(titles)
+    elif config["valid_metric"].lower().startswith("title_"):
+        raise ConfigError(f"valid_metric: found {config['valid_metric']}, but this run reports no title-level metrics: they "
+                          "need titles, title_metrics, a sequential model and full ranking")
     return trainer
 
 
@@ -92,6 +95,9 @@ def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict
     """
     options = dict(config_dict or {})
     if options.get("resume"):
+        if config_file_list:
+            raise ConfigError("resume: found config_files too; the run's options come from its folder, change single ones "
+                              "with --key=value")
         options = _resumed_options(options["resume"], model, dataset, options)
         model, dataset = options.pop("model"), options.pop("dataset")
     config = Config(model, dataset, config_file_list, options)
@@ -143,13 +149,13 @@ def load_data_and_model(model_file, config_dict=None):
 
 
 def resolve_items(dataset, catalog, history):
-    """Titles or item ids -> internal item ids.
+    """Titles or item ids -> internal item ids. What is both is an id; a title of several items is the most popular one.
 
     Raises:
         DataError: naming the nearest title.
     """
     by_token = dataset.field2token_id[dataset.iid_field]
-    by_text = {text: item for item, text in reversed(list(enumerate(catalog.titles))) if item}
+    by_text = {catalog.titles[item]: item for item in reversed(catalog.by_popularity().tolist())}
     by_text.update({text: item for item, text in enumerate(catalog.texts) if item})
     items = []
     for entry in history:
@@ -183,6 +189,8 @@ def recommend(checkpoint, history, k=10, config_dict=None):
     """
     loaded = checkpoint if isinstance(checkpoint, tuple) else load_data_and_model(checkpoint, config_dict)
     config, model, dataset = loaded[:3]
+    if not hasattr(model, "ITEM_SEQ"):
+        raise ConfigError(f"recommend: found a {config['model']}, expected a sequential model, which reads a history")
     catalog = model.catalog if hasattr(model, "catalog") else Catalog.from_dataset(config, loaded[3]._dataset)
     most = min(config["num_beams"] or len(catalog) - 1, len(catalog) - 1)
     if not 1 <= k <= most:

@@ -192,7 +192,7 @@ class StagedTrainer(SafeCheckpoints, Trainer):
         decay = config["learning_rate_decay"]
         self.stages = [Stage("sft", "calculate_loss", config["epochs"], config["learning_rate"], lambda e: decay ** e)]
         warmup = config["warmup_epochs"]
-        if warmup and not model.backbone.pretrained and config["trainable"] == "full":
+        if warmup and not model.backbone.pretrained:
             self.stages.insert(0, Stage(
                 "warmup", "language_model_loss", warmup, config["warmup_learning_rate"],
                 lambda e: 0.1 + 0.45 * (1 + math.cos(math.pi * e / warmup)), packed=True,
@@ -211,7 +211,9 @@ class StagedTrainer(SafeCheckpoints, Trainer):
         """RecBole's fit, once a stage. Returns what the last one returns."""
         if saved:
             self.open_folder()
-        by_length = LengthBatches(train_data, self.model.prompt_lengths(train_data._dataset.inter_feat))
+        by_length = LengthBatches(
+            train_data, self.model.prompt_lengths(train_data._dataset.inter_feat), shuffle=self.config["shuffle"]
+        )
         while True:
             stage = self.stages[self.stage]
             if verbose:
@@ -227,7 +229,7 @@ class StagedTrainer(SafeCheckpoints, Trainer):
 
     def _packed_loader(self, train_data):
         return PackedLoader(
-            train_data._dataset, self.model.collator, self.config["pack_length"], self.config["warmup_batch_size"],
+            train_data._dataset, self.model.sequence_collator(), self.config["pack_length"], self.config["warmup_batch_size"],
             self.config["MAX_ITEM_LIST_LENGTH"], self.config["seed"],
         )
 

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
     (["--config_files=a.yaml,b.yaml"], {"config_files": "a.yaml,b.yaml"}),
     (["--epochs=3", "--epochs", "3"], {"epochs": "3"}),
     (["-m", "FLR", "--model=FLR"], {"model": "FLR"}),
-    (["--epochs=3", "--help"], {"help": True}),
+    (["--epochs=3", "--help"], {"epochs": "3", "help": True}),
     (["-h"], {"help": True}),
 ])
 def test_parse_arguments(line, options):

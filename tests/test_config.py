@@ -355,3 +355,28 @@ def test_no_eval_on_data():
             if file.endswith(".py"):
                 with open(os.path.join(root, file), encoding="utf-8") as f:
                     assert not re.search(r"(?<![.\w])(eval|exec)\(|pickle\.load|FullLoader|UnsafeLoader", f.read()), file
+
+
+def test_a_converted_data_set_brings_its_own_options(tmp_path):
+    """Whatever its name: the split in the files is used, not another one."""
+    import gzip
+    import json as json_
+
+    from dataset_scripts.amazon import convert
+    from recbole_flr.data.catalog import Catalog
+    from recbole_flr.data.loading import load_dataset
+
+    reviews = [{"reviewerID": f"u{u}", "asin": f"a{i}", "overall": 5.0, "unixReviewTime": 1510000000 + 86400 * i + u}
+               for u in range(6) for i in range(6)]
+    meta = [{"asin": f"a{i}", "title": f"Book {i}" if i else "A\\tB \\ C"} for i in range(6)]
+    for name, rows in (("reviews", reviews), ("meta", meta)):
+        with gzip.open(tmp_path / f"{name}.gz", "wt") as file:
+            file.writelines(json_.dumps(row) + "\n" for row in rows)
+    convert(tmp_path / "reviews.gz", tmp_path / "meta.gz", "books", tmp_path / "data", min_items=0)
+    config = Config("FLR", "books", config_dict={"data_path": str(tmp_path / "data"), "state": "ERROR"})
+    assert config["benchmark_filename"] == ["train", "valid", "test"] and config["title_escapes"] is True
+    dataset = load_dataset(config)
+    assert dataset.file_size_list == [24, 3, 3]
+    titles = Catalog.from_dataset(config, dataset).titles
+    assert titles[dataset.token2id("item_id", "a0")] == "A\\tB \\ C"
+    Config("FLR", "books", config_dict=config.snapshot())

@@ -17,10 +17,12 @@ def installed(tmp_path_factory):
     """Folder into which a wheel of the project was installed."""
     root = tmp_path_factory.mktemp("wheel")
     source = root / "source"
-    source.mkdir()
-    for part in PARTS:  # a copy: building writes into the source tree
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        copy(ROOT / part, source / part)
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", *PARTS], cwd=ROOT, capture_output=True, text=True)
+    files = listed.stdout.split() or [path.relative_to(ROOT) for part in PARTS for path in [ROOT / part, *(ROOT / part).rglob("*")]
+                                      if path.is_file() and "__pycache__" not in path.parts]
+    for file in files:  # what a clone has, and a copy: building writes into the source tree
+        (source / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, source / file)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(root), str(source)], check=True)
     wheel, = root.glob("recbole_flr-*.whl")

@@ -180,3 +180,33 @@ def test_public_names():
         assert callable(getattr(recbole_flr, name))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         recbole_flr.nothing
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"valid_metric": "title_ndcg@10"}, "this run reports no title-level metrics"),
+])
+def test_title_metrics_that_will_not_come_are_refused_at_the_start(options, message):
+    with pytest.raises(ConfigError, match=message):
+        recbole_flr.run_recbole_flr("BPR", "ml-100k", config_dict={"epochs": 1, "state": "ERROR", **options})
+
+
+def test_recommend_needs_a_sequential_model():
+    options = {"epochs": 1, "state": "ERROR", "show_progress": False, "user_inter_num_interval": "[20,24]"}
+    recbole_flr.run_recbole_flr("BPR", "ml-100k", config_dict=options)
+    with pytest.raises(ConfigError, match="found a BPR, expected a sequential model"):
+        recbole_flr.recommend(next(Path("saved").iterdir()), ["1"])
+
+
+def test_resume_takes_its_options_from_the_run(run, tmp_path):
+    (tmp_path / "more.yaml").write_text("epochs: 9")
+    with pytest.raises(ConfigError, match="resume: found config_files too"):
+        recbole_flr.run_recbole_flr(config_file_list=["more.yaml"], config_dict={"resume": str(run)})
+
+
+def test_warm_up_reads_titles_whatever_the_prompt(build):
+    _, model, loaders = build(prompt="paper")
+    from recbole_flr.data.packing import PackedLoader
+
+    batch = next(iter(PackedLoader(loaders[0]._dataset, model.sequence_collator(), 64, 4, 10, 1)))
+    text = model.backbone.tokenizer.decode(batch.ids[0][batch.segment[0] >= 0])
+    assert "Robot" in text and "Instruction" not in text

@@ -14,12 +14,11 @@ class LengthBatches:
         loader: RecBole's TrainDataLoader; rows are collated by it.
         lengths: [rows] int64, tokens of each row's prompt.
         window: batches that are sorted together; 1 gives RecBole's batches, many give batches of one length.
+        shuffle: RecBole's option; without it the rows come in their order, batch by batch.
     """
 
-    shuffle = True
-
-    def __init__(self, loader, lengths, window=32):
-        self.loader, self.lengths, self.window = loader, lengths, window
+    def __init__(self, loader, lengths, window=32, shuffle=True):
+        self.loader, self.lengths, self.window, self.shuffle = loader, lengths, window, shuffle
         self.batch_size, self.generator, self.sampler = loader.batch_size, loader.generator, loader.sampler
         self._dataset = self.dataset = loader._dataset
 
@@ -28,6 +27,8 @@ class LengthBatches:
 
     def batches(self):
         """Row numbers of the epoch's batches, a list of int64 tensors."""
+        if not self.shuffle:
+            return list(torch.arange(len(self.lengths)).split(self.batch_size))
         order = torch.randperm(len(self.lengths), generator=self.generator)
         batches = []
         for part in order.split(self.window * self.batch_size):

@@ -10,7 +10,6 @@ import os
 import types
 from contextlib import contextmanager
 from pathlib import Path
-from unittest import mock
 
 import pandas as pd
 from pandas._libs.parsers import STR_NA_VALUES
@@ -39,8 +38,11 @@ def verbatim_reader():
 
     pandas = types.ModuleType("pandas")
     pandas.__dict__.update(vars(pd), read_csv=read_csv)
-    with mock.patch.object(recbole_dataset, "pd", pandas):
+    recbole_dataset.pd = pandas
+    try:
         yield
+    finally:
+        recbole_dataset.pd = pd
 
 
 def expected_files(config):
@@ -66,13 +68,14 @@ def prepare_files(config):
 
         toys_demo.prepare(folder.parent)
         return
-    where = ("the Amazon-2018 files (Ni et al., EMNLP 2019) of its category" if name in AMAZON
-             else "the data set's atomic files (RecBole's data page lists many)")
+    raw = " (the Amazon-2018 reviews and metadata of its category, Ni et al., EMNLP 2019)" if name in AMAZON else ""
+    names = ", ".join(path.name for path in expected_files(config))
     raise DataError(
         f"data set {name!r}: found no {missing[0]} (looked in {folder.resolve()}). Three ways to get it:\n"
-        f"  1. convert raw Amazon files:  python -m dataset_scripts.amazon --reviews REVIEWS --meta META --name {name} "
+        f"  1. convert raw files{raw}:  python -m dataset_scripts.amazon --reviews REVIEWS --meta META --name {name} "
         f"--out {folder.parent}\n"
-        f"  2. download {where} and put them there, or say --data_path=FOLDER where FOLDER/{name} holds them\n"
+        f"  2. download the data set's atomic files ({names} and {name}.item; RecBole's data page has many) into that "
+        "folder, or say --data_path=FOLDER where FOLDER/" + name + " holds them\n"
         "  3. try the made-up demo, which needs no files:  --dataset=toys_demo"
     )
 

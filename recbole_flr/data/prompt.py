@@ -4,7 +4,7 @@ A prompt is a head, one chunk an item of the history, and a tail; the thought (o
 tokenised by themselves and joined as ids, so the catalogue is tokenised once and never again.
 
 `compact`: titles and separators only, for the small backbone that learns them from scratch.
-`paper`: the instruction prompt of BIGRec / LatentR3 / FLR, for a pretrained language model.
+`paper`: an instruction prompt after that of BIGRec / LatentR3 / FLR (one title a line), for a pretrained language model.
 """
 
 from dataclasses import dataclass

@@ -102,9 +102,30 @@ class Backbone(nn.Module):
 
     def logits(self, hidden):
         """[..., D] -> [..., V]."""
+        settings = self.lm.config
         logits = self.lm.get_output_embeddings()(hidden)
-        cap = getattr(self.lm.config, "final_logit_softcapping", None)
+        logits = logits * getattr(settings, "logit_scale", None) if getattr(settings, "logit_scale", None) else logits
+        logits = logits / (getattr(settings, "logits_scaling", None) or 1)
+        cap = getattr(settings, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @torch.no_grad()
+    def check_logits(self):
+        """Compare :meth:`logits` with the model's own on three tokens; some families scale theirs in ways of their own.
+
+        Raises:
+            ConfigError: if they differ.
+        """
+        ids = torch.tensor([[0, 1, 2]], device=self.lm.device)
+        training = self.training
+        self.eval()
+        own = self.lm(input_ids=ids).logits
+        hidden, _ = self(self.embed(ids), torch.ones_like(ids, dtype=torch.bool), torch.arange(3, device=ids.device)[None])
+        self.train(training)
+        gap = (self.logits(hidden) - own).abs().max() / own.abs().max().clamp_min(1e-6)
+        if not gap < 0.05:
+            raise ConfigError(f"backbone: {type(self.lm).__name__} computes its logits in a way that recbole_flr does not "
+                              f"know (they differ by {gap:.0%}); expected a model such as Qwen, Llama, Mistral, Gemma or GPT-2")
 
     def forward(self, embeddings, mask, positions, cache=None, keep_cache=False):
         """Run the trunk.
@@ -163,6 +184,9 @@ def build_backbone(config, texts):
         ConfigError: if the model cannot be loaded.
     """
     compact = config["backbone"] == "compact"
+    if compact and config["trainable"] != "full":
+        raise ConfigError(f"trainable: found {config['trainable']!r}, expected 'full': the compact backbone starts from random "
+                          "weights, which must be trained")
     dtype = getattr(torch, config["torch_dtype"])
     if compact:
         tokenizer = load_tokenizer(config["tokenizer"]) if config["tokenizer"] else train_tokenizer(
@@ -182,12 +206,17 @@ def build_backbone(config, texts):
                 "'compact', the folder of a saved transformers model with safetensors weights, or a hub name that "
                 "this machine can reach"
             ) from error
-    backbone = Backbone(
-        lm, tokenizer, config["trainable"],
-        dict(r=config["lora_rank"], lora_alpha=config["lora_alpha"], lora_dropout=config["lora_dropout"],
-             target_modules=config["lora_target_modules"] or "all-linear"),
-        config["embedding_dropout"], pretrained=not compact,
-    )
+    try:
+        backbone = Backbone(
+            lm, tokenizer, config["trainable"],
+            dict(r=config["lora_rank"], lora_alpha=config["lora_alpha"], lora_dropout=config["lora_dropout"],
+                 target_modules=config["lora_target_modules"] or "all-linear"),
+            config["embedding_dropout"], pretrained=not compact,
+        )
+    except ValueError as error:  # peft names the layers it did not find
+        raise ConfigError(f"lora_target_modules: found {config['lora_target_modules']}; {first_line(error)}") from error
+    if not compact:
+        backbone.check_logits()
     if config["gradient_checkpointing"]:
         backbone.lm.gradient_checkpointing_enable({"use_reentrant": False})
     return backbone
@@ -213,6 +242,9 @@ def load_tokenizer(name):
 
 def compact_lm(config, tokenizer):
     """A small Qwen2 with fresh weights, its input and output embeddings tied."""
+    width, heads = config["compact_hidden_size"], config["compact_heads"]
+    if width % (2 * heads):
+        raise ConfigError(f"compact_hidden_size: found {width}, expected a multiple of 2 * compact_heads = {2 * heads}")
     settings = AutoConfig.for_model(
         "qwen2",
         vocab_size=len(tokenizer),

@@ -71,6 +71,12 @@ class GenerativeRecommender(SequentialRecommender):
         """Tokens of each row's prompt, [rows] int64."""
         return self.collator.prompt_lengths(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
 
+    def sequence_collator(self):
+        """Collator for whole user sequences: titles and separators only, whatever the prompt is."""
+        titles = self.collator.titles.to("cpu")
+        chunks = Template.named("compact", "").chunks(self.backbone, titles)
+        return Collator(titles, chunks, self.backbone.pad_id).to(self.device)
+
     def title_hidden(self, reading, titles):
         """States that predict each title token.
 
@@ -119,17 +125,18 @@ class GenerativeRecommender(SequentialRecommender):
         """Log-probability of each row's item, by a full pass over its title: [B]."""
         titles, labels = self.collator.targets(interaction[self.ITEM_ID])
         reading = self.read_history(interaction)
-        logits = self.backbone.logits(self.title_hidden(reading, titles)).float()
         labelled = labels != IGNORE
+        logits = self.backbone.logits(self.title_hidden(reading, titles)[labelled])
+        logits = logits.float() if logits.dtype != torch.float64 else logits
         if self.score == "trie":
-            logits = self._only_children(logits, titles)
-        token = logits.log_softmax(-1).gather(-1, titles.unsqueeze(-1)).squeeze(-1)
-        total = torch.where(labelled, token, 0.0).sum(-1)
+            logits = logits.masked_fill(~self._children(titles, logits.shape[-1])[labelled], float("-inf"))
+        token = logits.log_softmax(-1).gather(-1, titles[labelled].unsqueeze(-1)).squeeze(-1)
+        total = token.new_zeros(len(titles)).index_add(0, labelled.nonzero()[:, 0], token)
         return total / labelled.sum(-1) ** self.length_penalty
 
-    def _only_children(self, logits, titles):
-        """Set the logits of all tokens that do not continue a title to -inf, along each row's own path."""
-        allowed = torch.zeros_like(logits, dtype=torch.bool)
+    def _children(self, titles, vocabulary):
+        """Which tokens the catalogue allows at each step of each row's own path: [B, T, V] bool."""
+        allowed = torch.zeros(*titles.shape, vocabulary, dtype=torch.bool, device=titles.device)
         node = torch.zeros(len(titles), dtype=torch.long, device=titles.device)
         trie, rows = self.trie, torch.arange(len(titles), device=titles.device)
         for step in range(titles.shape[1]):
@@ -140,8 +147,7 @@ class GenerativeRecommender(SequentialRecommender):
             allowed[row, step, trie.child_token[edge].long()] = True
             taken = trie.child_token[edge] == titles[row, step]
             node = node.scatter(0, row[taken], trie.child_node[edge[taken]].long())
-            allowed[count == 0, step] = True  # behind the end of a title nothing counts
-        return logits.masked_fill(~allowed, float("-inf"))
+        return allowed
 
     # what a checkpoint needs
 
@@ -153,4 +159,5 @@ class GenerativeRecommender(SequentialRecommender):
         """Names of parameters that come from the pretrained backbone unchanged and need no place in a checkpoint."""
         if not self.backbone.pretrained:
             return set()
-        return {name for name, p in self.named_parameters() if name.startswith("backbone.") and not p.requires_grad}
+        named = self.named_parameters(remove_duplicate=False)  # tied embeddings have two names
+        return {name for name, p in named if name.startswith("backbone.") and not p.requires_grad}

@@ -62,6 +62,8 @@ def read(path):
             header = json.loads((file.metadata() or {})["json"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError as error:
+        if Path(path).parent.is_dir():
+            raise CheckpointError(f"found no {path}: the run was cut short before it first saved; start it anew") from error
         raise CheckpointError(f"found no checkpoint at {path}; expected the folder of a run, such as "
                               "saved/FLR-movies-...") from error
     except (SafetensorError, KeyError, ValueError, OSError) as error:
@@ -177,7 +179,7 @@ def pack_other(other):
                 meta[name] = {"json": json.loads(json.dumps(value))}
             except TypeError as error:
                 raise CheckpointError(f"{name} of this model is a {type(value).__name__}, which cannot be saved without "
-                                      "a pickle; run with --saved=False") from error
+                                      "a pickle; call run_recbole_flr(..., saved=False)") from error
     return tensors, meta
 
 

@@ -59,3 +59,16 @@ def test_looks_like_the_loader_it_wraps():
     assert loader.dataset is loader._dataset is loader.loader._dataset
     assert loader.generator is loader.loader.generator and loader.sampler is loader.loader.sampler
     assert loader.batch_size == BATCH
+
+
+def test_without_shuffling_rows_come_in_order():
+    import types
+
+    import torch
+
+    from recbole_flr.data.batching import LengthBatches
+
+    loader = types.SimpleNamespace(batch_size=3, generator=torch.Generator(), sampler=None, _dataset=None,
+                                   collate_fn=lambda rows: rows)
+    batches = LengthBatches(loader, torch.tensor([5, 1, 4, 2, 3, 9, 7]), shuffle=False)
+    assert list(batches) == [[0, 1, 2], [3, 4, 5], [6]] and len(batches) == 3

@@ -147,7 +147,7 @@ def test_missing_files_are_named_with_the_ways_to_get_them(tmp_path, name, monke
     first = "toys.train.inter" if name == "toys" else "mini.inter"
     assert f"found no {Path('data') / name / first}" in message
     assert str(tmp_path / "data" / name) in message  # the whole path: where did it look?
-    assert "1. convert raw Amazon files:  python -m dataset_scripts.amazon" in message
+    assert "1. convert raw files" in message and f"python -m dataset_scripts.amazon --reviews REVIEWS --meta META --name {name}" in message
     assert f"--name {name} --out data" in message
     assert "2. download" in message and f"--data_path=FOLDER where FOLDER/{name} holds them" in message
     assert "3. try the made-up demo, which needs no files:  --dataset=toys_demo" in message

@@ -144,3 +144,42 @@ def test_tokenizer_training_is_deterministic():
     texts = ["Robot Wars", "Robot Rescue", "Blue Castle"] * 2
     one, two = (train_tokenizer(texts, 300).get_vocab() for _ in range(2))
     assert one == two and len(one) <= 300
+
+
+@pytest.mark.parametrize("family, extra", [("granite", {"logits_scaling": 8.0}), ("cohere", {"logit_scale": 0.25}),
+                                           ("gemma2", {"head_dim": 8, "final_logit_softcapping": 5.0})])
+def test_families_that_scale_their_logits(tmp_path, saved_models, family, extra):
+    from transformers import AutoConfig
+
+    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+    settings = AutoConfig.for_model(family, vocab_size=340, pad_token_id=0, bos_token_id=1, eos_token_id=2, **small, **extra)
+    torch.manual_seed(0)
+    own = AutoModelForCausalLM.from_config(settings).eval()
+    torch.nn.init.normal_(own.get_output_embeddings().weight)  # so that a cap is felt
+    backbone = Backbone(own, load_tokenizer(saved_models["qwen2"])).eval()
+    backbone.check_logits()
+    ids, positions = torch.tensor([[5, 9, 40]]), torch.arange(3)[None]
+    hidden, _ = backbone(backbone.embed(ids), torch.ones(1, 3, dtype=torch.bool), positions)
+    torch.testing.assert_close(backbone.logits(hidden), own(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_with_unknown_logits_is_refused(saved_models):
+    lm = AutoModelForCausalLM.from_pretrained(saved_models["qwen2"])
+    backbone = Backbone(lm, load_tokenizer(saved_models["qwen2"]))
+    own = lm.forward
+    lm.forward = lambda *args, **kwargs: type("Out", (), {"logits": own(*args, **kwargs).logits * 3})
+    with pytest.raises(ConfigError, match="in a way that recbole_flr does not know"):
+        backbone.check_logits()
+    assert backbone.training
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"trainable": "frozen"}, "trainable: found 'frozen', expected 'full'"),
+    ({"compact_hidden_size": 18, "compact_heads": 2}, "expected a multiple of 2 . compact_heads = 4"),
+    ({"backbone": "qwen2", "trainable": "lora", "lora_target_modules": ["nope"]}, "lora_target_modules: found .'nope'."),
+])
+def test_impossible_combinations_are_refused(saved_models, options, message):
+    if "backbone" in options:
+        options = {**options, "backbone": str(saved_models["qwen2"])}
+    with pytest.raises(ConfigError, match=message):
+        made(**options)
