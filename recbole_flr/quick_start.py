@@ -12,7 +12,7 @@ from recbole_flr import registry
 from recbole_flr.config import Config
 from recbole_flr.data.catalog import Catalog
 from recbole_flr.data.loading import load_dataset, split
-from recbole_flr.errors import CheckpointError, ConfigError, DataError
+from recbole_flr.errors import ConfigError, DataError
 from recbole_flr.training import checkpoint
 
 

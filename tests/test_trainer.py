@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, TINY_FLR
+from recbole.trainer import Trainer
 
 from recbole_flr.quick_start import load_data_and_model, run_recbole_flr
 from recbole_flr.registry import get_trainer
@@ -50,8 +51,7 @@ def test_a_run_cut_short_ends_as_one_that_was_not(tiny_data, model, cuts, monkey
     for cut in cuts:
         seen = []
         config_dict = {**options, "checkpoint_dir": f"cut{cut}"}
-        trainer_class = __import__("recbole.trainer", fromlist=["Trainer"]).Trainer
-        own = trainer_class._train_epoch
+        own = Trainer._train_epoch
 
         def interrupted(self, *args, **kwargs):
             if len(seen) == cut:
@@ -60,7 +60,7 @@ def test_a_run_cut_short_ends_as_one_that_was_not(tiny_data, model, cuts, monkey
             return own(self, *args, **kwargs)
 
         with monkeypatch.context() as patch:
-            patch.setattr(trainer_class, "_train_epoch", interrupted)
+            patch.setattr(Trainer, "_train_epoch", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 run_recbole_flr(model, "tiny", config_dict=config_dict)
         resumed = run_recbole_flr(config_dict={"resume": str(only_run(f"cut{cut}"))})

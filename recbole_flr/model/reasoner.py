@@ -85,8 +85,9 @@ class Reasoner(nn.Module):
         history_keys = self.step.keys(history, positions[:, :-1])
         if use_cache:
             cache = backbone.crop(cache, prompt_length)
-        for refinement in range(self.num_refinements):
-            if refinement > 0:
+        state = None
+        for _ in range(self.num_refinements):
+            if state is not None:
                 thought = state.thought.unsqueeze(1).to(embeddings.dtype)
                 if use_cache:
                     hidden, _ = backbone(thought, with_thought, positions[:, -1:], cache)
