@@ -15,21 +15,25 @@ class LengthBatches:
         lengths: [rows] int64, tokens of each row's prompt.
         window: batches that are sorted together; 1 gives RecBole's batches, many give batches of one length.
         shuffle: RecBole's option; without it the rows come in their order, batch by batch.
+        batch_size: rows in a batch, if not the wrapped loader's.
+        rows: how many rows an epoch has, drawn anew for each; None for all.
     """
 
-    def __init__(self, loader, lengths, window=32, shuffle=True):
+    def __init__(self, loader, lengths, window=32, shuffle=True, batch_size=None, rows=None):
         self.loader, self.lengths, self.window, self.shuffle = loader, lengths, window, shuffle
-        self.batch_size, self.generator, self.sampler = loader.batch_size, loader.generator, loader.sampler
+        self.batch_size = batch_size or loader.batch_size
+        self.rows = min(rows or len(lengths), len(lengths))
+        self.generator, self.sampler = loader.generator, loader.sampler
         self._dataset = self.dataset = loader._dataset
 
     def __len__(self):
-        return -(-len(self.lengths) // self.batch_size)
+        return -(-self.rows // self.batch_size)
 
     def batches(self):
         """Row numbers of the epoch's batches, a list of int64 tensors."""
         if not self.shuffle:
-            return list(torch.arange(len(self.lengths)).split(self.batch_size))
-        order = torch.randperm(len(self.lengths), generator=self.generator)
+            return list(torch.arange(self.rows).split(self.batch_size))
+        order = torch.randperm(len(self.lengths), generator=self.generator)[:self.rows]
         batches = []
         for part in order.split(self.window * self.batch_size):
             by_length = part[self.lengths[part].argsort(stable=True)]

@@ -71,6 +71,28 @@ class Trie:
         edges = slice(int(self.first_child[node]), int(self.first_child[node + 1]))
         return self.child_token[edges].long(), self.child_node[edges].long()
 
+    def along(self, titles):
+        """All children at each step of the titles' own paths: what constrained decoding may choose from there.
+
+        Args:
+            titles: int64 [B, T], token ids of titles in the trie, anything behind their end.
+
+        Returns:
+            row, step and token of each child, three int64 tensors [E].
+        """
+        node = torch.zeros(len(titles), dtype=torch.long, device=titles.device)
+        found = []
+        for step in range(titles.shape[1]):
+            first = self.first_child[node].long()
+            count = self.first_child[node + 1].long() - first
+            row = torch.arange(len(titles), device=titles.device).repeat_interleave(count)
+            edge = first[row] + torch.arange(len(row), device=titles.device) - (count.cumsum(0) - count)[row]
+            token = self.child_token[edge].long()
+            found.append((row, torch.full_like(row, step), token))
+            taken = token == titles[row, step]
+            node = node.scatter(0, row[taken], self.child_node[edge[taken]].long())
+        return tuple(torch.cat(parts) for parts in zip(*found))
+
     @classmethod
     def build(cls, sequences, items=None):
         """The trie of a catalogue, on the CPU.

@@ -29,14 +29,14 @@ class FLR(GenerativeRecommender):
             names, config["loss_weighting"], {name: config[f"{name}_weight"] for name in REGULARISERS}
         )
 
-    def read(self, prompts):
-        """Prompts -> Reading whose seed is the refined thought z^(N)."""
-        embeddings = self.backbone.embed(prompts.ids)
-        return self.reasoner(self.backbone, embeddings, prompts.mask, self.use_cache or not self.training)
-
     def regularise(self, loss, reading):
         """Eq. 8."""
         return self.loss_weights(loss, reading.state.regularisers())
+
+    def figures(self, reading):
+        """The regularisers and their weights lambda."""
+        lambdas = {f"lambda_{name}": weight for name, weight in self.loss_weights.lambdas().items()}
+        return {**reading.state.regularisers(), **lambdas}
 
     def explain(self, interaction):
         """For each row and factor: its weight, and how much of its attention went to each item of the history.

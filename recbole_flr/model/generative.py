@@ -29,6 +29,7 @@ class GenerativeRecommender(SequentialRecommender):
     """
 
     input_type = InputType.POINTWISE
+    _backbone_at_rest = False
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -42,7 +43,12 @@ class GenerativeRecommender(SequentialRecommender):
                 "are the classes, there are no negative items"
             )
         self.catalog = Catalog.from_dataset(config, dataset)
+        self.reasoner = None  # for models that think: see :class:`recbole_flr.model.reasoner.Reasoner`
         self.backbone = build_backbone(config, self.catalog.texts[1:])
+        self._unsaved = set()  # found now: later stages freeze weights that were trained
+        if self.backbone.pretrained:
+            named = self.named_parameters(remove_duplicate=False)  # tied embeddings have two names
+            self._unsaved = {name for name, p in named if not p.requires_grad}
         titles = self.catalog.tokenize(self.backbone, config["max_title_tokens"])
         name = config["prompt"] or ("paper" if self.backbone.pretrained else "compact")
         template = Template.named(name, config["item_noun"])
@@ -56,8 +62,10 @@ class GenerativeRecommender(SequentialRecommender):
     # reading
 
     def read(self, prompts):
-        """Prompts -> Reading. What a model does with a prompt before the title."""
-        raise NotImplementedError
+        """Prompts -> Reading. What a model does with a prompt before the title: think, unless it says otherwise."""
+        return self.reasoner(
+            self.backbone, self.backbone.embed(prompts.ids), prompts.mask, self.use_cache or not self.training
+        )
 
     def regularise(self, loss, reading):
         """Add a model's own terms to the loss of the title. Scalar -> scalar."""
@@ -95,6 +103,49 @@ class GenerativeRecommender(SequentialRecommender):
         positions = torch.cat([(reading.mask.long().cumsum(-1) - 1).clamp_min(0), positions], dim=1)
         hidden, _ = self.backbone(torch.cat([reading.prefix, new], dim=1), mask, positions)
         return hidden[:, -new.shape[1]:]
+
+    def member_hidden(self, reading, seeds, titles):
+        """States that predict each title token after each of several thoughts, which share the prompt's cache.
+
+        The G continuations of a prompt are branches of one sequence: none sees another.
+
+        Args:
+            reading: of B prompts, with a cache.
+            seeds: [B, G, D], embeddings that come right before the title, in place of the reading's.
+            titles: [B, T] token ids.
+
+        Returns:
+            [B, G, T, D].
+        """
+        group, steps = seeds.shape[1], titles.shape[1]
+        title = self.backbone.embed(titles[:, :-1]).unsqueeze(1).expand(-1, group, -1, -1)
+        new = torch.cat([seeds.unsqueeze(2), title], dim=2).flatten(1, 2)
+        positions = (reading.length.unsqueeze(1) + torch.arange(steps, device=new.device)).repeat(1, group)
+        causal = torch.ones(steps, steps, dtype=torch.bool, device=new.device).tril()
+        own = torch.kron(torch.eye(group, dtype=torch.bool, device=new.device), causal)
+        rows = len(new)
+        mask = torch.cat([reading.mask.unsqueeze(1).expand(-1, len(own), -1), own.expand(rows, -1, -1)], dim=2)
+        return self.backbone(new, mask, positions, reading.cache)[0].unflatten(1, (group, steps))
+
+    # training in stages
+
+    def enter_stage(self, name):
+        """Called when a stage of the training begins, with its name."""
+
+    def freeze_backbone(self):
+        """From now on no weight of the backbone moves and none of its dropout acts."""
+        self.backbone.requires_grad_(False).eval()
+        self._backbone_at_rest = True
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self._backbone_at_rest:
+            self.backbone.eval()
+        return self
+
+    def figures(self, reading):
+        """What the log of the reinforcement stage shows of a model's own: name -> scalar."""
+        return {}
 
     # RecBole's interface
 
@@ -137,16 +188,7 @@ class GenerativeRecommender(SequentialRecommender):
     def _children(self, titles, vocabulary):
         """Which tokens the catalogue allows at each step of each row's own path: [B, T, V] bool."""
         allowed = torch.zeros(*titles.shape, vocabulary, dtype=torch.bool, device=titles.device)
-        node = torch.zeros(len(titles), dtype=torch.long, device=titles.device)
-        trie, rows = self.trie, torch.arange(len(titles), device=titles.device)
-        for step in range(titles.shape[1]):
-            first = trie.first_child[node].long()
-            count = trie.first_child[node + 1].long() - first
-            row = torch.repeat_interleave(rows, count)
-            edge = first[row] + torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-            allowed[row, step, trie.child_token[edge].long()] = True
-            taken = trie.child_token[edge] == titles[row, step]
-            node = node.scatter(0, row[taken], trie.child_node[edge[taken]].long())
+        allowed[self.trie.along(titles)] = True
         return allowed
 
     # what a checkpoint needs
@@ -157,7 +199,4 @@ class GenerativeRecommender(SequentialRecommender):
 
     def unsaved_parameters(self):
         """Names of parameters that come from the pretrained backbone unchanged and need no place in a checkpoint."""
-        if not self.backbone.pretrained:
-            return set()
-        named = self.named_parameters(remove_duplicate=False)  # tied embeddings have two names
-        return {name for name, p in named if name.startswith("backbone.") and not p.requires_grad}
+        return self._unsaved
