@@ -15,7 +15,8 @@ import yaml
 from recbole_flr.errors import ConfigError
 
 LINE = re.compile(r"^(?P<name>\w+):\s*(?P<default>.*?)\s*#\s*\((?P<allowed>.*?)\)(?=\s)\s*(?P<meaning>.*)$")
-BOUND = re.compile(r"^(?P<types>.*?)\s*(?:(?P<sign>>=|>)\s*(?P<low>[\d.]+)|in \[(?P<least>[\d.]+), (?P<most>[\d.]+)\])?$")
+BOUND = re.compile(r"^(?P<types>.*?)\s*(?:(?P<sign>>=|>)\s*(?P<low>[\d.]+)|in \[(?P<least>[\d.]+), (?P<most>[\d.]+)\])?"
+                   r"(?P<null>\s+or null)?$")
 TYPES = {
     "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
     "float": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool),
@@ -36,9 +37,12 @@ def properties_folder():
 
 def option_files(model, dataset):
     """The plug-in's yaml files for a model and a data set, in the order in which they apply."""
+    from recbole_flr.registry import MODELS  # which itself looks up names here
+
     folder = properties_folder()
-    files = [folder / "overall.yaml", folder / "model" / f"{model}.yaml", folder / "dataset" / f"{dataset}.yaml"]
-    return [path for path in files if path.is_file()]
+    shared = MODELS[model].shared_options if model in MODELS else ()
+    names = ["overall", *shared, f"model/{model}", f"dataset/{dataset}"]
+    return [path for path in (folder / f"{name}.yaml" for name in names) if path.is_file()]
 
 
 @dataclass
@@ -59,6 +63,7 @@ class Option:
         """Whether a value is allowed."""
         bound = BOUND.match(self.allowed)
         words = re.split(r"\s*\|\s*|\s+or\s+", bound["types"])
+        words += ["null"] if bound["null"] else []
         if not any(TYPES[word](value) if word in TYPES else value == word for word in words):
             return False
         if not TYPES["float"](value):

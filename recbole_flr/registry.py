@@ -1,6 +1,7 @@
 """Which class a model name stands for, and which trainer trains it: one explicit table, else RecBole's own."""
 
 import inspect
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -9,8 +10,26 @@ import recbole.utils
 from recbole_flr.errors import ConfigError
 from recbole_flr.options import nearest
 
-MODELS = {  # name: (module, class, trainer in recbole_flr.trainer)
-    "FLR": ("recbole_flr.model.flr", "FLR", "StagedTrainer"),
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the plug-in.
+
+    Attributes:
+        module: that holds the class, whose name is the model's.
+        shared_options: files in `properties/` that it shares with other models; its own file comes after them.
+        trainer: in :mod:`recbole_flr.trainer`.
+    """
+
+    module: str
+    shared_options: tuple = ("generative", "latent")
+    trainer: str = "StagedTrainer"
+
+
+MODELS = {
+    "FLR": Entry("recbole_flr.model.flr"),
+    "LatentR3": Entry("recbole_flr.model.latentr3"),
+    "BIGRec": Entry("recbole_flr.model.bigrec", ("generative",)),
 }
 
 
@@ -27,8 +46,7 @@ def get_model(name):
         ConfigError: naming the nearest known model, or the package that a model of RecBole needs.
     """
     if name in MODELS:
-        module, attribute, _ = MODELS[name]
-        return getattr(import_module(module), attribute)
+        return getattr(import_module(MODELS[name].module), name)
     try:
         found = recbole.utils.get_model(name)
     except (ValueError, AttributeError, ImportError) as error:  # RecBole looks last into a module that needs lightgbm
@@ -46,5 +64,5 @@ def get_trainer(config):
     from recbole_flr import trainer
 
     if config["model"] in MODELS:
-        return getattr(trainer, MODELS[config["model"]][2])
+        return getattr(trainer, MODELS[config["model"]].trainer)
     return trainer.with_safe_checkpoints(recbole.utils.get_trainer(config["MODEL_TYPE"], config["model"]))

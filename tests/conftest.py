@@ -56,10 +56,13 @@ TINY = {
     "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
     "train_batch_size": 32, "eval_batch_size": 16, "state": "WARNING",
 }
-TINY_FLR = {
+TINY_LM = {
     **TINY, "compact_vocab_size": 320, "compact_hidden_size": 16, "compact_heads": 2, "compact_layers": 2,
-    "epochs": 2, "warmup_epochs": 2, "pack_length": 64, "num_factors": 3, "embedding_dropout": 0.1,
+    "epochs": 2, "warmup_epochs": 2, "pack_length": 64, "embedding_dropout": 0.1,
 }
+TINY_LATENT = {**TINY_LM, "stages": "sft", "group_size": 3, "grpo_epochs": 2, "grpo_batch_size": 16}
+TINY_FLR = {**TINY_LATENT, "num_factors": 3}
+TINY_OPTIONS = {"FLR": TINY_FLR, "LatentR3": TINY_LATENT, "BIGRec": TINY_LM}
 
 
 @pytest.fixture
@@ -71,7 +74,7 @@ def tiny_data(tmp_path):
 
 @pytest.fixture
 def build(tiny_data):
-    """build(**options) -> config, model, (train, valid, test) for FLR on the tiny data."""
+    """build(model="FLR", **options) -> config, model, (train, valid, test) on the tiny data."""
     from recbole.utils import init_seed
 
     from recbole_flr.config import Config
@@ -79,7 +82,7 @@ def build(tiny_data):
     from recbole_flr.registry import get_model
 
     def make(model="FLR", **options):
-        base = TINY_FLR if model == "FLR" else TINY
+        base = TINY_OPTIONS.get(model, TINY)
         config = Config(model, "tiny", config_dict={**base, "data_path": str(tiny_data), **options})
         loaders = split(config, load_dataset(config))
         init_seed(config["seed"], True)

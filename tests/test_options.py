@@ -27,7 +27,8 @@ def load(path):
 def test_the_files_asked_for_are_there():
     names = {str(path.relative_to(properties_folder()).with_suffix("")) for path in FILES}
     datasets = {"toys", "cds", "games", "instruments", "movies", "toys_demo", "ml-100k"}
-    assert names == {"overall", *(f"model/{name}" for name in ("FLR", "SASRec", "GRU4Rec", "Caser")),
+    models = {"FLR", "LatentR3", "BIGRec", "SASRec", "GRU4Rec", "Caser"}
+    assert names == {"overall", "generative", "latent", *(f"model/{name}" for name in models),
                      *(f"dataset/{name}" for name in datasets)}
 
 
@@ -37,7 +38,7 @@ def test_every_line_declares_an_option(path):
     values, options = load(path), read_options(path)
     assert list(options) == list(values)
     for name, option in options.items():
-        words = re.sub(r"\s*(>=|>)\s*[\d.]+$|\s+in \[.*\]$", "", option.allowed).replace(" or ", " | ").split(" | ")
+        words = re.sub(r"\s*(>=|>)\s*[\d.]+(?= or |$)|\s+in \[.*\]$", "", option.allowed).replace(" or ", " | ").split(" | ")
         if words[0] in TYPES:
             assert set(words) <= {*TYPES, "auto"}, name
         else:
@@ -58,7 +59,7 @@ def test_every_option_that_the_package_reads_is_declared():
     source = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     read = set(re.findall(r"config\[[\"'](\w+)[\"']\]", source))
     written = set(re.findall(r"config\[\"(\w+)\"\] = ", source))
-    declared = {*options_for("FLR", "toys_demo"), *Config("SASRec", "toys_demo").internal_config_dict}
+    declared = {*options_for("FLR", "toys_demo"), *options_for("BIGRec"), *Config("SASRec", "toys_demo").internal_config_dict}
     at_run_time = {"model", "dataset", "device", "local_rank", "single_spec"}  # put there by RecBole
     assert len(read) > 40 and read - declared - at_run_time - written == set()
 
@@ -152,7 +153,8 @@ def test_parse_text(text, meant):
 def test_text_options():
     options = options_for("FLR", "toys_demo")
     assert {name for name, option in options.items() if option.is_text} == {
-        "backbone", "tokenizer", "item_noun", "TITLE_FIELD", "DUPLICATE_FIELD", "resume", "encoding", "valid_metric",
+        "backbone", "tokenizer", "item_noun", "TITLE_FIELD", "DUPLICATE_FIELD", "resume", "checkpoint", "encoding",
+        "valid_metric",
     }
 
 
@@ -193,7 +195,8 @@ def test_check_measures_by_recboles_default(default, good, bad):
 def test_the_more_special_file_wins():
     assert options_for("FLR", "toys")["item_noun"].default == "toy"
     assert options_for("FLR", "nosuch")["item_noun"].default == "item"
-    assert [path.stem for path in option_files("FLR", "toys")] == ["overall", "FLR", "toys"]
+    assert [path.stem for path in option_files("FLR", "toys")] == ["overall", "generative", "latent", "FLR", "toys"]
+    assert [path.stem for path in option_files("BIGRec", "nosuch")] == ["overall", "generative", "BIGRec"]
     assert [path.stem for path in option_files("NARM", "nosuch")] == ["overall"]
 
 

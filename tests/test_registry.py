@@ -18,7 +18,7 @@ def test_own_models(name):
     model = get_model(name)
     assert model.__name__ == name and model.__module__.startswith("recbole_flr.")
     assert model.type == ModelType.SEQUENTIAL and model.input_type in InputType
-    assert get_trainer(Config(name, "toys_demo")) is getattr(trainer, MODELS[name][2])
+    assert get_trainer(Config(name, "toys_demo")) is getattr(trainer, MODELS[name].trainer)
 
 
 def test_other_models_are_recboles():
