@@ -12,8 +12,9 @@ Train, validate and test a model of recbole_flr or of RecBole.
   python run_recbole_flr.py --model=FLR --dataset=toys_demo
   python run_recbole_flr.py -m SASRec -d movies --epochs=50 --config_files my.yaml
   python run_recbole_flr.py --resume=saved/FLR-movies-20260101-120000
+  python run_recbole_flr.py --checkpoint=saved/FLR-movies-20260101-120000 --stages=grpo
 
-  --model, -m NAME        FLR, or any RecBole model (SASRec, GRU4Rec, Caser, ...)
+  --model, -m NAME        FLR, LatentR3, BIGRec, or any RecBole model (SASRec, GRU4Rec, Caser, ...)
   --dataset, -d NAME      toys_demo (made on the spot), ml-100k, toys, cds, games, instruments, movies, or your own
   --config_files A.yaml   yaml files with options; several separated by blanks
   --help, -h              this text; with --model=NAME, that model's options
@@ -68,7 +69,7 @@ def main(arguments=None):
         files = options.pop("config_files", "").replace(",", " ").split() or None
         model = options.pop("model", None)
         dataset = options.pop("dataset", None)
-        if "resume" not in options and not files:
+        if not files and not {"resume", "checkpoint"} & options.keys():
             model = "FLR" if model is None else model
             dataset = "toys_demo" if dataset is None else dataset
         run_recbole_flr(model, dataset, files, options)

@@ -7,6 +7,7 @@ from logging import getLogger
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType, get_environment, init_logger, init_seed, set_color
+from tabulate import tabulate
 
 from recbole_flr import registry
 from recbole_flr.config import Config
@@ -61,14 +62,25 @@ def _trainer(config, model, dataset):
     return trainer
 
 
-def _resumed_options(path, model, dataset, overrides):
-    """Options of the run at a path, with what was given anew on top."""
-    options = checkpoint.read_config(path)
-    for name, given in (("model", model), ("dataset", dataset)):
-        if given not in (None, options[name]):
-            raise ConfigError(f"resume: the run at {path} has {name}={options[name]}, found --{name}={given}; leave it out")
-    options.update(_tokenizer(path))
-    return {**options, **overrides, "resume": str(path)}
+def _options_of_run(name, model, dataset, config_file_list, options):
+    """Options of the run that the option `name` (resume or checkpoint) points at, with what was given anew on top.
+
+    Returns:
+        model, dataset, options.
+    """
+    path = options[name]
+    if config_file_list:
+        raise ConfigError(f"{name}: found config_files too; the run's options come from its folder, change single ones "
+                          "with --key=value")
+    stored = checkpoint.read_config(path)
+    for what, given in (("model", model), ("dataset", dataset)):
+        if given not in (None, stored[what]):
+            raise ConfigError(f"{name}: the run at {path} has {what}={stored[what]}, found --{what}={given}; leave it out")
+    stored.update(_tokenizer(path))
+    if name == "checkpoint":
+        stored.pop("resume", None)  # that run may itself have been resumed; this one is new
+    stored = {**stored, **options, name: str(path)}
+    return stored.pop("model"), stored.pop("dataset"), stored
 
 
 def _tokenizer(path):
@@ -84,41 +96,83 @@ def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict
         model: name, such as ``FLR`` or ``SASRec``.
         dataset: name, such as ``movies``.
         config_file_list: yaml files with options.
-        config_dict: options; they win over the files. ``resume`` goes on with the run in a folder.
+        config_dict: options; they win over the files. ``resume`` goes on with the run in a folder, ``checkpoint`` starts a
+            new run from the weights of another.
         saved: whether to write checkpoints (needed to test the best epoch's weights).
 
     Returns:
-        RecBole's dict: best_valid_score, valid_score_bigger, best_valid_result, test_result.
+        RecBole's dict: best_valid_score, valid_score_bigger, best_valid_result, test_result. If the model was trained in
+        several stages they are those of the better one by validation, its name is in ``kept``, and ``stages`` has each
+        stage's own: name -> {best_valid_score, best_valid_result, test_result}.
 
     Raises:
         FLRError: ConfigError, DataError or CheckpointError for what a user can mend.
     """
     options = dict(config_dict or {})
-    if options.get("resume"):
-        if config_file_list:
-            raise ConfigError("resume: found config_files too; the run's options come from its folder, change single ones "
-                              "with --key=value")
-        options = _resumed_options(options["resume"], model, dataset, options)
-        model, dataset = options.pop("model"), options.pop("dataset")
+    for name in ("resume", "checkpoint"):
+        if options.get(name):
+            model, dataset, options = _options_of_run(name, model, dataset, config_file_list, options)
+            break
     config = Config(model, dataset, config_file_list, options)
     dataset, (train_data, valid_data, test_data), model = _set_up(config)
+    if config["checkpoint"] and not config["resume"]:
+        _load_weights(model, config["checkpoint"], config)
     trainer = _trainer(config, model, dataset)
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])
     show_progress = config["show_progress"]
     best_valid_score, best_valid_result = trainer.fit(train_data, valid_data, saved=saved, show_progress=show_progress)
-    test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=show_progress)
-
-    logger = getLogger()
-    logger.info("The running environment of this training is as follows:\n" + get_environment(config).draw())
-    logger.info(set_color("best valid ", "yellow") + f": {best_valid_result}")
-    logger.info(set_color("test result", "yellow") + f": {test_result}")
-    return {
+    result = {
         "best_valid_score": best_valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": best_valid_result,
-        "test_result": test_result,
     }
+    stages = _test_stages(trainer, test_data, show_progress) if saved else {}
+    if stages:
+        result.update(kept=trainer.best_stage(), stages=stages, test_result=stages[trainer.best_stage()]["test_result"])
+    else:
+        result["test_result"] = trainer.evaluate(test_data, load_best_model=saved, show_progress=show_progress)
+
+    logger = getLogger()
+    logger.info("The running environment of this training is as follows:\n" + get_environment(config).draw())
+    if stages:
+        logger.info(f"Stages, of which {result['kept']} is kept:\n" + _stage_table(stages))
+    logger.info(set_color("best valid ", "yellow") + f": {best_valid_result}")
+    logger.info(set_color("test result", "yellow") + f": {result['test_result']}")
+    return result
+
+
+def _load_weights(model, path, config):
+    """Put the best weights of a run into a model of the plug-in."""
+    file = path if str(path).endswith(".safetensors") else checkpoint.run_folder(path) / checkpoint.BEST
+    tensors, meta = checkpoint.read(file)
+    checkpoint.check_data(meta, config["data_fingerprint"], strict=not hasattr(model, "catalog"))
+    checkpoint.unpack_model(model, tensors, meta)
+
+
+def _test_stages(trainer, test_data, show_progress):
+    """Name of each stage -> its validation and test results; empty unless there are several."""
+    found = {}
+    for name, (score, valid_result) in getattr(trainer, "results", {}).items():
+        found[name] = {"best_valid_score": score, "best_valid_result": valid_result}
+    if len(found) > 1:
+        for name, result in found.items():
+            file = trainer.stage_file(name)
+            result["test_result"] = trainer.evaluate(test_data, model_file=file, show_progress=show_progress)
+        trainer.load_weights()  # of the stage that is kept
+        return found
+    return {}
+
+
+def _stage_table(stages):
+    """The stages' results side by side, as text."""
+    titles, rows, so_far = {"sft": "SFT", "grpo": "GRPO"}, [], []
+    for name, result in stages.items():
+        so_far.append(titles.get(name, name))
+        for part in ("valid", "test"):
+            metrics = result["best_valid_result" if part == "valid" else "test_result"] or {}
+            rows.append({"stage": "+".join(so_far), "on": part, **metrics})
+    return tabulate(rows, headers="keys", floatfmt=".4f")
 
 
 def load_data_and_model(model_file, config_dict=None):
@@ -140,11 +194,7 @@ def load_data_and_model(model_file, config_dict=None):
     options.update(config_dict or {})
     config = Config(options.pop("model"), options.pop("dataset"), config_dict=options)
     dataset, loaders, model = _set_up(config)
-    folder = checkpoint.run_folder(model_file)
-    file = model_file if str(model_file).endswith(".safetensors") else folder / checkpoint.BEST
-    tensors, meta = checkpoint.read(file)
-    checkpoint.check_data(meta, config["data_fingerprint"], strict=not hasattr(model, "catalog"))
-    checkpoint.unpack_model(model, tensors, meta)
+    _load_weights(model, model_file, config)
     return (config, model.eval(), dataset, *loaders)
 
 

@@ -15,8 +15,10 @@ from recbole.trainer import Trainer
 
 from recbole_flr.data.batching import LengthBatches
 from recbole_flr.data.packing import PackedLoader
+from recbole_flr.errors import ConfigError
 from recbole_flr.evaluation import TitleCollector, TitleEvaluator
 from recbole_flr.training import checkpoint
+from recbole_flr.training.rollout import LatentGRPO, Rollouts
 
 
 def new_run_folder(config):
@@ -88,11 +90,21 @@ class SafeCheckpoints:
             {**model_tensors, **optimizer_tensors, **random_tensors},
             {
                 **model_meta, "data": self.config["data_fingerprint"], "optimizer": optimizer_meta, "random": random_meta,
-                "stage": self.stage, "next_epoch": next_epoch, "cur_step": self.cur_step,
-                "best_valid_score": self.best_valid_score if math.isfinite(self.best_valid_score) else None,
-                "best_valid_result": self.best_valid_result,
+                "next_epoch": next_epoch, **self._progress(),
             },
         )
+
+    def _progress(self):
+        """How far training has come, as JSON."""
+        return {
+            "stage": self.stage, "cur_step": self.cur_step, "best_valid_score": self.best_valid_score,
+            "best_valid_result": self.best_valid_result,
+        }
+
+    def _restore(self, meta):
+        """Put back what :meth:`_progress` gave."""
+        self.cur_step, self.best_valid_score = meta["cur_step"], meta["best_valid_score"]
+        self.best_valid_result = meta["best_valid_result"]
 
     # going on
 
@@ -111,10 +123,8 @@ class SafeCheckpoints:
         checkpoint.unpack_model(self.model, tensors, meta)
         checkpoint.unpack_optimizer(self.optimizer, tensors, meta["optimizer"])
         self._random = tensors, meta["random"]  # put back by fit, once the loader is known
-        self.start_epoch, self.cur_step = meta["next_epoch"], meta["cur_step"]
-        if meta["best_valid_score"] is not None:
-            self.best_valid_score = meta["best_valid_score"]
-        self.best_valid_result = meta["best_valid_result"]
+        self.start_epoch = meta["next_epoch"]
+        self._restore(meta)
         self._resumed = True
         self.logger.info(f"Checkpoint loaded from {self.folder}. Resume training from epoch {self.start_epoch}")
 
@@ -161,84 +171,210 @@ def with_safe_checkpoints(trainer_class):
     return type(trainer_class.__name__, (SafeCheckpoints, trainer_class), {})
 
 
+STAGES = ("sft", "grpo")
+
+
+def stage_names(given):
+    """The option `stages`, text or a list -> list of names.
+
+    Raises:
+        ConfigError: if it is not one or both of sft and grpo, in this order.
+    """
+    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
+    if not names or names != [name for name in STAGES if name in names]:
+        raise ConfigError(f"stages: found {given!r}, expected sft, grpo or sft,grpo")
+    return names
+
+
 @dataclass
 class Stage:
     """One run of RecBole's fit.
 
     Attributes:
-        name: shown in the log.
-        loss: name of the model's loss method.
-        epochs, learning_rate: of the stage.
+        name: shown in the log; also of the file with the stage's best weights.
+        loss: the loss function.
+        epochs, learning_rate, stopping_step, eval_step, batch_size: of the stage, as RecBole's options of these names.
         factor: epoch -> what the learning rate is multiplied by.
-        packed: train on packed user sequences, without validation, instead of the training rows.
     """
 
     name: str
-    loss: str
+    loss: object
     epochs: int
     learning_rate: float
-    factor: object
-    packed: bool = False
+    stopping_step: int
+    eval_step: int
+    batch_size: int
+    factor: object = lambda epoch: 1.0
 
 
 class StagedTrainer(SafeCheckpoints, Trainer):
     """Stages, each with its own optimizer, early stopping and place in tensorboard.
 
-    `warmup`: plain language modelling of a backbone that was not pretrained. `sft`: the supervised stage.
+    `warmup`: plain language modelling of a backbone that was not pretrained, without validation. `sft`: the supervised
+    stage. `grpo`: reinforcement of the thought, the backbone frozen; it starts from the best weights of `sft`, or from the
+    weights that the model has. A stage's best weights are kept as `<stage>.safetensors`; `best.safetensors` are those of the
+    best stage.
+
+    Attributes:
+        results: name of a finished stage -> (best valid score, best valid result); for a run of `grpo` alone, `sft` is
+            the model that it started from.
     """
 
     def __init__(self, config, model):
         super().__init__(config, model)
-        decay = config["learning_rate_decay"]
-        self.stages = [Stage("sft", "calculate_loss", config["epochs"], config["learning_rate"], lambda e: decay ** e)]
-        warmup = config["warmup_epochs"]
-        if warmup and not model.backbone.pretrained:
-            self.stages.insert(0, Stage(
-                "warmup", "language_model_loss", warmup, config["warmup_learning_rate"],
-                lambda e: 0.1 + 0.45 * (1 + math.cos(math.pi * e / warmup)), packed=True,
-            ))
+        names = stage_names(config["stages"])
+        if "grpo" in names and model.reasoner is None:
+            raise ConfigError(f"stages: found {config['stages']!r}, but {config['model']} has no thought to reinforce; "
+                              "expected sft")
+        if names == ["grpo"] and not (config["checkpoint"] or config["resume"]):
+            raise ConfigError("stages: found grpo alone, which goes on from a trained model; expected "
+                              "--checkpoint=PATH beside it, or --stages=sft,grpo")
+        if "sft" in names and config["warmup_epochs"] and not (model.backbone.pretrained or config["checkpoint"]):
+            names.insert(0, "warmup")
+        self.stages = [getattr(self, f"_{name}")() for name in names]
+        self.results = {}
+        self._policy = None
         self._enter_stage()
+
+    def _warmup(self):
+        epochs = self.config["warmup_epochs"]
+        return Stage(
+            "warmup", self.model.language_model_loss, epochs, self.config["warmup_learning_rate"], stopping_step=0,
+            eval_step=0, batch_size=self.config["warmup_batch_size"],
+            factor=lambda epoch: 0.1 + 0.45 * (1 + math.cos(math.pi * epoch / epochs)),
+        )
+
+    def _sft(self):
+        config = self.config
+        return Stage(
+            "sft", self.model.calculate_loss, config["epochs"], config["learning_rate"], config["stopping_step"],
+            min(config["eval_step"], config["epochs"]), config["train_batch_size"],
+            lambda epoch: config["learning_rate_decay"] ** epoch,
+        )
+
+    def _grpo(self):
+        config = self.config
+        return Stage(
+            "grpo", lambda rollout: self._policy.loss(rollout), config["grpo_epochs"], config["grpo_learning_rate"],
+            config["grpo_stopping_step"], min(1, config["eval_step"]), config["grpo_batch_size"],
+        )
 
     def _enter_stage(self):
         stage = self.stages[self.stage]
         self.epochs, self.learning_rate, self.start_epoch, self.cur_step = stage.epochs, stage.learning_rate, 0, 0
-        self.eval_step = min(self.config["eval_step"], self.epochs)
+        self.eval_step, self.stopping_step = stage.eval_step, stage.stopping_step
         self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
         self.best_valid_result = None
+        if stage.name == "grpo":
+            if self.folder is not None and self.stage_file("sft").is_file():
+                self.load_weights(self.stage_file("sft"))  # also when resumed within the stage: these are the reference
+            self.model.freeze_backbone()
+            self._policy = LatentGRPO(self.model, self.config)
         self.optimizer = self._build_optimizer(params=[p for p in self.model.parameters() if p.requires_grad])
 
+    def stage_file(self, name):
+        """Where the best weights of a stage are."""
+        return self.folder / f"{name}.safetensors"
+
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
-        """RecBole's fit, once a stage. Returns what the last one returns."""
+        """RecBole's fit, once a stage. Returns the best valid score and result of the better stage."""
         if saved:
             self.open_folder()
-        by_length = LengthBatches(
-            train_data, self.model.prompt_lengths(train_data._dataset.inter_feat), shuffle=self.config["shuffle"]
-        )
+        self.eval_collector.data_collect(train_data)
+        lengths = self.model.prompt_lengths(train_data._dataset.inter_feat)
         while True:
             stage = self.stages[self.stage]
             if verbose:
                 self.logger.info(f"Stage {stage.name}: at most {stage.epochs} epochs")
-            if stage.packed:
-                result = super().fit(self._packed_loader(train_data), None, verbose, saved, show_progress, callback_fn)
-            else:
-                result = super().fit(by_length, valid_data, verbose, saved, show_progress, callback_fn)
+            if not self._resumed:
+                self._begin(stage, valid_data, saved, show_progress)
+            loader = self._loader(stage, train_data, lengths)
+            validated = None if stage.name == "warmup" else valid_data
+            result = super().fit(loader, validated, verbose, saved, show_progress, callback_fn)
+            if stage.name != "warmup":
+                self.results[stage.name] = result
             if self.stage + 1 == len(self.stages):
-                return result
+                return self.results[self.best_stage()]
             self.stage += 1
             self._enter_stage()
 
-    def _packed_loader(self, train_data):
-        return PackedLoader(
-            train_data._dataset, self.model.sequence_collator(), self.config["pack_length"], self.config["warmup_batch_size"],
-            self.config["MAX_ITEM_LIST_LENGTH"], self.config["seed"],
-        )
+    def _begin(self, stage, valid_data, saved, show_progress):
+        """What is done once, before the first epoch of a stage."""
+        if not self.config["checkpoint"]:  # weights of a trained model have all stages before behind them
+            self.model.enter_stage(stage.name)
+        if stage.name == "grpo" and "sft" not in self.results:  # it goes on from a model that another run trained
+            score, result = self.best_valid_score, None
+            if valid_data and self.eval_step:
+                score, result = self._valid_epoch(valid_data, show_progress)
+                self.logger.info(f"before the stage, {dict(result)}")
+            self.results["sft"] = score, result
+            if saved:
+                super()._save_checkpoint(-1, verbose=False, saved_model_file=self.stage_file("sft"))
+                self._publish("sft")
+
+    def _loader(self, stage, train_data, lengths):
+        """The loader of a stage's batches."""
+        if stage.name == "warmup":
+            return PackedLoader(
+                train_data._dataset, self.model.sequence_collator(), self.config["pack_length"], stage.batch_size,
+                self.config["MAX_ITEM_LIST_LENGTH"], self.config["seed"],
+            )
+        rows = self.config["grpo_rows"] if stage.name == "grpo" else None
+        shuffle = self.config["shuffle"]
+        batches = LengthBatches(train_data, lengths, shuffle=shuffle, batch_size=stage.batch_size, rows=rows)
+        return Rollouts(batches, self._policy) if stage.name == "grpo" else batches
+
+    # the best of each stage, and of all
+
+    def best_stage(self):
+        """Name of the stage whose weights are kept: the best by validation, the last if none was validated."""
+        return self._best({name: score for name, (score, _) in self.results.items()})
+
+    def _best(self, scores):
+        known = {name: score for name, score in scores.items() if np.isfinite(score)}
+        if not known:
+            return list(scores)[-1]
+        return (max if self.valid_metric_bigger else min)(known, key=known.get)  # of equals the first
+
+    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+        name = self.stages[self.stage].name
+        if name == "warmup":
+            return super()._save_checkpoint(epoch, verbose, **kwargs)
+        super()._save_checkpoint(epoch, verbose, saved_model_file=self.open_folder() / f"{name}.safetensors")
+        before = {other: score for other, (score, _) in self.results.items()}
+        if self._best({**before, name: self.best_valid_score}) == name:
+            self._publish(name)
+
+    def _publish(self, name):
+        """Let `best.safetensors` be a stage's weights: one more name of the same file."""
+        checkpoint.link(self.stage_file(name), self.folder / checkpoint.BEST)
+
+    def _progress(self):
+        return {**super()._progress(), "results": [[name, *result] for name, result in self.results.items()]}
+
+    def _restore(self, meta):
+        super()._restore(meta)
+        self.results = {name: (score, result) for name, score, result in meta["results"]}
+
+    # RecBole's hooks
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         stage = self.stages[self.stage]
         for group in self.optimizer.param_groups:
             group["lr"] = stage.learning_rate * stage.factor(epoch_idx)
-        loss_func = loss_func or getattr(self.model, stage.loss)
-        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        if isinstance(train_data, Rollouts):
+            train_data.title = f"Train {epoch_idx:>5}" if show_progress else None
+            show_progress = False
+        losses = super()._train_epoch(train_data, epoch_idx, loss_func or stage.loss, show_progress)
+        if isinstance(train_data, Rollouts):
+            self._report(self._policy.figures.flush(), epoch_idx)
+        return losses
+
+    def _report(self, figures, epoch_idx):
+        """Means of an epoch's figures, to the log and to tensorboard."""
+        for name, value in figures.items():
+            self.tensorboard.add_scalar(f"GRPO/{name}", value, epoch_idx)
+        self.logger.info(f"epoch {epoch_idx} grpo [" + ", ".join(f"{n}: {value:.4g}" for n, value in figures.items()) + "]")
 
     def _add_train_loss_to_tensorboard(self, epoch_idx, losses, tag="Loss/Train"):
         super()._add_train_loss_to_tensorboard(epoch_idx, losses, f"{tag}/{self.stages[self.stage].name}")

@@ -85,6 +85,7 @@ def calls(monkeypatch):
     (["--config_files", "a.yaml", "b.yaml"], (None, None, ["a.yaml", "b.yaml"], {})),
     (["--config_files=a.yaml,b.yaml", "-m", "FLR"], ("FLR", None, ["a.yaml", "b.yaml"], {})),
     (["--resume=saved/x"], (None, None, None, {"resume": "saved/x"})),
+    (["--checkpoint=saved/x", "--stages=grpo"], (None, None, None, {"checkpoint": "saved/x", "stages": "grpo"})),
     (["--model="], ("", "toys_demo", None, {})),
 ])
 def test_main_hands_on(line, call, calls):

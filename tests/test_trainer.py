@@ -7,17 +7,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import TINY, TINY_FLR
+from conftest import TINY, TINY_FLR, TINY_LATENT, TINY_LM
 from recbole.trainer import Trainer
 
+from recbole_flr.errors import FLRError
 from recbole_flr.quick_start import load_data_and_model, run_recbole_flr
 from recbole_flr.registry import get_trainer
+from recbole_flr.trainer import StagedTrainer
 from recbole_flr.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = {"FLR": {**TINY_FLR, "epochs": 4}, "SASRec": {**TINY, "epochs": 4}, "GRU4Rec": {**TINY, "epochs": 4},
+BOTH = {"stages": "sft,grpo", "epochs": 2, "grpo_epochs": 2, "grpo_stopping_step": 5}
+OPTIONS = {"FLR": {**TINY_FLR, "epochs": 4}, "LatentR3": {**TINY_LATENT, **BOTH}, "BIGRec": {**TINY_LM, "epochs": 2},
+           "SASRec": {**TINY, "epochs": 4}, "GRU4Rec": {**TINY, "epochs": 4},
            "Caser": {**TINY, "epochs": 4}}
 
 
@@ -32,7 +37,8 @@ def test_same_seed_same_metrics_and_no_pickles(tiny_data, model):
     options = {**OPTIONS[model], "data_path": str(tiny_data)}
     results = [run_recbole_flr(model, "tiny", config_dict={**options, "checkpoint_dir": f"saved{n}"}) for n in range(2)]
     assert results[0] == results[1]
-    assert results[0].keys() == {"best_valid_score", "valid_score_bigger", "best_valid_result", "test_result"}
+    staged = {"stages", "kept"} if "grpo" in options.get("stages", "") else set()
+    assert results[0].keys() == {"best_valid_score", "valid_score_bigger", "best_valid_result", "test_result"} | staged
     names = {"hit@5", "hit@10", "ndcg@5", "ndcg@10", "title_hit@5", "title_hit@10", "title_ndcg@5", "title_ndcg@10"}
     assert results[0]["test_result"].keys() == names
     run = only_run("saved0")
@@ -42,10 +48,13 @@ def test_same_seed_same_metrics_and_no_pickles(tiny_data, model):
     assert list(Path("log_tensorboard").rglob("events*"))
 
 
-@pytest.mark.parametrize("model, cuts", [("FLR", [1, 2, 4]), ("SASRec", [1, 3])])
-def test_a_run_cut_short_ends_as_one_that_was_not(tiny_data, model, cuts, monkeypatch):
-    """Cut in the first stage, between stages and in the second: the results equal those of the whole run."""
-    options = {**OPTIONS[model], "data_path": str(tiny_data)}
+@pytest.mark.parametrize("model, cuts, extra", [
+    ("FLR", [1, 2, 4], {}), ("SASRec", [1, 3], {}), ("FLR", [2, 3, 4], {**BOTH, "warmup_epochs": 1, "grpo_updates": 2}),
+    ("BIGRec", [3], {"grounding": "embedding"}),
+])
+def test_a_run_cut_short_ends_as_one_that_was_not(tiny_data, model, cuts, extra, monkeypatch):
+    """Cut in the first stage, between stages and in each later one: the results equal those of the whole run."""
+    options = {**OPTIONS[model], **extra, "data_path": str(tiny_data)}
     whole = run_recbole_flr(model, "tiny", config_dict={**options, "checkpoint_dir": "whole"})
     weights = checkpoint.read(only_run("whole") / "best.safetensors")[0]
     for cut in cuts:
@@ -155,6 +164,113 @@ def test_stages_show_in_tensorboard(tiny_data):
     events = EventAccumulator(str(folder)).Reload()
     assert len(events.Scalars("Loss/Train/warmup")) == 2 and len(events.Scalars("Loss/Train/sft")) == 4
     assert len(events.Scalars("Vaild_score")) == 4  # RecBole's spelling
+
+
+# supervised, then reinforced
+
+
+def run(data, model="FLR", **options):
+    base = {"FLR": {**TINY_FLR, **BOTH}, "LatentR3": {**TINY_LATENT, **BOTH}, "BIGRec": TINY_LM}[model]
+    return run_recbole_flr(model, "tiny", config_dict={**base, "data_path": str(data), **options})
+
+
+def test_both_stages_are_reported_and_the_better_is_kept(tiny_data):
+    result = run(tiny_data)
+    assert result["stages"].keys() == {"sft", "grpo"} and result["kept"] in result["stages"]
+    scores = {name: stage["best_valid_score"] for name, stage in result["stages"].items()}
+    assert result["best_valid_score"] == max(scores.values()) == scores[result["kept"]]
+    kept = result["stages"][result["kept"]]
+    assert (result["best_valid_result"], result["test_result"]) == (kept["best_valid_result"], kept["test_result"])
+    weights = {name: checkpoint.read(only_run() / f"{name}.safetensors")[0] for name in ("best", "sft", "grpo")}
+    assert all(torch.equal(weights["best"][name], weights[result["kept"]][name]) for name in weights["best"])
+    moved = {name for name in weights["sft"] if not torch.equal(weights["sft"][name], weights["grpo"][name])}
+    assert moved and not any(name.startswith("model.backbone.") for name in moved)
+
+
+@pytest.mark.parametrize("better", ["sft", "grpo"])
+def test_reinforcement_never_makes_a_run_worse(tiny_data, better, monkeypatch):
+    """Whatever validation says of the second stage, the weights that are kept are those of the better one."""
+    own = StagedTrainer._valid_epoch
+
+    def judged(self, *args, **kwargs):
+        score, result = own(self, *args, **kwargs)
+        return (2.0 if self.stages[self.stage].name == better else 1.0), result
+
+    monkeypatch.setattr(StagedTrainer, "_valid_epoch", judged)
+    result = run(tiny_data)
+    assert result["kept"] == better and result["best_valid_score"] == 2.0
+    weights = {name: checkpoint.read(only_run() / f"{name}.safetensors")[0] for name in ("best", better)}
+    assert all(torch.equal(weights["best"][name], weights[better][name]) for name in weights["best"])
+
+
+@pytest.mark.parametrize("model", ["FLR", "LatentR3"])
+def test_grpo_alone_goes_on_from_a_trained_model(tiny_data, model):
+    """The same as both stages in one run, but for the random numbers; what it starts from is reported as it was."""
+    first = run(tiny_data, model, stages="sft", checkpoint_dir="first")
+    before = {p.name: p.read_bytes() for p in only_run("first").iterdir()}
+    result = run_recbole_flr(config_dict={"checkpoint": str(only_run("first")), "stages": "grpo", "checkpoint_dir": "second"})
+    assert result["stages"]["sft"]["best_valid_result"] == first["best_valid_result"]
+    assert result["stages"]["sft"]["test_result"] == first["test_result"]
+    assert {p.name: p.read_bytes() for p in only_run("first").iterdir()} == before  # inputs are never changed
+    start, end = (checkpoint.read(only_run("second") / f"{name}.safetensors")[0] for name in ("sft", "grpo"))
+    given = checkpoint.read(only_run("first") / "best.safetensors")[0]
+    assert all(torch.equal(given[name], start[name]) for name in given)
+    assert any(not torch.equal(given[name], end[name]) for name in given)
+    assert run_recbole_flr(config_dict={"resume": str(only_run("second"))}) == result
+    loaded = load_data_and_model(only_run("second"))
+    assert torch.equal(loaded[1].state_dict()["backbone.lm.model.norm.weight"], given["model.backbone.lm.model.norm.weight"])
+
+
+def test_no_epoch_of_reinforcement_leaves_the_model_as_it_was(tiny_data):
+    result = run(tiny_data, grpo_epochs=0)
+    assert result["kept"] == "sft" and result["stages"]["grpo"]["test_result"] == result["stages"]["sft"]["test_result"]
+
+
+def test_without_validation_the_last_stage_is_kept(tiny_data):
+    result = run(tiny_data, eval_step=0)
+    assert result["kept"] == "grpo"
+    best, grpo = (checkpoint.read(only_run() / f"{name}.safetensors")[0] for name in ("best", "grpo"))
+    assert all(torch.equal(best[name], grpo[name]) for name in best)
+
+
+@pytest.mark.parametrize("trainable", ["full", "lora", "frozen"])
+def test_a_pretrained_backbone_survives_both_stages(tiny_data, saved_models, trainable):
+    """A backbone that the first stage trained and the second froze still has its place in the checkpoint."""
+    result = run(tiny_data, backbone=str(saved_models["qwen2"]), prompt="compact", trainable=trainable)
+    trainer_config, model, *_, test_data = load_data_and_model(only_run())
+    trainer = get_trainer(trainer_config)(trainer_config, model)
+    trainer.eval_collector.data_collect(test_data)
+    test = trainer.evaluate(test_data, load_best_model=False)
+    assert {name: result["test_result"][name] for name in test} == test
+
+
+def test_figures_of_reinforcement_show_in_tensorboard(tiny_data):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tiny_data, grpo_updates=2, show_progress=True)
+    folder = next(path.parent for path in Path("log_tensorboard").rglob("events*"))
+    events = EventAccumulator(str(folder)).Reload()
+    names = ["reward", "confidence", "match", "advantage_std", "ratio", "clip_fraction", "kl", "noise", "orthogonality",
+             "diversity", "sparsity", "lambda_orthogonality", "lambda_diversity", "lambda_sparsity"]
+    for name in names:
+        values = [event.value for event in events.Scalars(f"GRPO/{name}")]
+        assert len(values) == 2 and all(np.isfinite(values)), name
+    assert events.Scalars("GRPO/noise")[0].value == pytest.approx(0.3, rel=0.2)
+    assert len(events.Scalars("Loss/Train/grpo")) == 2
+
+
+@pytest.mark.parametrize("model, options, message", [
+    ("FLR", {"stages": "grpo"}, "stages: found grpo alone.*--checkpoint=PATH"),
+    ("FLR", {"stages": "grpo,sft"}, "stages: found 'grpo,sft', expected sft, grpo or sft,grpo"),
+    ("FLR", {"stages": "sft, gpro"}, "stages: found 'sft, gpro'"), ("FLR", {"stages": []}, r"stages: found \[\]"),
+    ("FLR", {"stages": ["sft", "sft"]}, "stages: found"), ("BIGRec", {"stages": "sft,grpo"}, "no thought to reinforce"),
+    ("FLR", {"group_size": 1}, "group_size: found 1, expected int >= 2"),
+    ("FLR", {"checkpoint": "nowhere"}, "found no nowhere"),
+])
+def test_what_no_stage_can_be(tiny_data, model, options, message):
+    with pytest.raises(FLRError, match=message):
+        run(tiny_data, model, **options)
+    assert not list(Path("saved").glob("*/*"))
 
 
 def test_two_runs_in_one_second_do_not_meet(build):

@@ -7,6 +7,7 @@ random states, to go on from), `run.json` (its options) and what else a model ne
 import json
 import os
 import random
+import shutil
 from logging import getLogger
 from pathlib import Path
 
@@ -49,6 +50,18 @@ def write(path, tensors, meta):
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def link(path, name):
+    """Let `name` be another name of the file at `path`, in one step; where there are no links, a copy."""
+    temporary = Path(f"{name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, name)  # which does nothing if both are one file already
+    temporary.unlink(missing_ok=True)
 
 
 def read(path):

@@ -1,0 +1,168 @@
+"""Group relative policy optimisation in the latent space: perturbation, reward, advantage, clipped loss. Pure functions.
+
+Papers: FLR, arXiv 2604.26760 (its equation numbers below); LatentR3, arXiv 2505.19092; the asymmetric clip is DAPO's,
+arXiv 2503.14476.
+
+A group is one prompt with G members, who differ by the noise on the thought; the first has none. What they write is given:
+the next item's title y. Nothing is sampled from the language model, so a member is scored by one pass over y.
+
+Shapes: B prompts, G members, T title tokens, n labelled positions of all titles, V vocabulary, D width.
+"""
+
+import torch
+import torch.distributed
+
+
+def perturb(thought, group_size, scale, relative=True, generator=None):
+    """Noise of the members of each group (eq. 9).
+
+    Args:
+        thought: [B, D].
+        group_size: G >= 2.
+        scale: standard deviation of a channel; if relative, in units of the root mean square of the thought's own, so
+            that the noise is about `scale` times as long as the thought.
+        relative: see scale.
+        generator: of random numbers.
+
+    Returns:
+        noise [B, G, D], without gradient and zero for the first member, and its standard deviation [B].
+    """
+    size = thought.detach().square().mean(-1).sqrt() if relative else torch.ones_like(thought[:, 0].detach())
+    deviation = scale * size
+    noise = torch.randn(
+        len(thought), group_size, thought.shape[-1], dtype=thought.dtype, device=thought.device, generator=generator
+    )
+    noise = noise * deviation[:, None, None]
+    noise[:, 0] = 0
+    return noise, deviation
+
+
+# rewards
+
+
+def mean_log_prob(log_probs, mask):
+    """Mean log-probability of each member's title: [B, G, T] and [B, T] -> [B, G]."""
+    return (log_probs * mask.unsqueeze(1)).sum(-1) / mask.sum(-1, keepdim=True)
+
+
+def best_children(logits, target, position, token):
+    """Whether each target is what greedy decoding under the trie takes there. Of equals it takes the lower token id.
+
+    Args:
+        logits: [n, G, V].
+        target: [n], token ids.
+        position, token: [E], all children that the trie allows: which of the n, and the token id.
+
+    Returns:
+        [n, G] bool.
+    """
+    own = logits.gather(-1, target[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(-1)[position]  # [E, G]
+    other = logits[position, :, token]
+    beaten = (other > own) | ((other == own) & (token < target[position]).unsqueeze(-1))
+    return torch.zeros_like(logits[..., 0]).index_add(0, position, beaten.to(logits.dtype)) == 0
+
+
+def reward(log_probs, match, mask, confidence_weight=0.1, match_weight=1.0):
+    """Eq. 10: confidence_weight * mean log pi(y_t | x, y_<t) + match_weight * [greedy decoding gives y].
+
+    Args:
+        log_probs: [B, G, T].
+        match: [B, G] bool.
+        mask: [B, T], True at tokens of the title.
+
+    Returns:
+        [B, G].
+    """
+    return confidence_weight * mean_log_prob(log_probs, mask) + match_weight * match
+
+
+def minus_perplexity(log_probs, mask):
+    """LatentR3's reward: [B, G, T] and [B, T] -> [B, G]."""
+    return -(-mean_log_prob(log_probs, mask)).exp()
+
+
+# advantages
+
+
+def group_advantage(rewards, eps=1e-6):
+    """Eq. 11: (r_i - r_1) / (||r_{2:G} - r_1||_2 + eps) within each group; 0 where all are equal. [B, G] -> [B, G]."""
+    above = rewards - rewards[:, :1]
+    return above / (above.norm(dim=1, keepdim=True) + eps)
+
+
+def batch_advantage(rewards, eps=1e-6):
+    """LatentR3's: baseline is the mean noise-free reward of the batch, scale the L2 norm over the batch.
+
+    With several processes (torch.distributed) the batch is that of all of them.
+
+    Args:
+        rewards: [B, G], the first member without noise.
+
+    Returns:
+        [B, G].
+    """
+    clean, count = rewards[:, 0].sum(), torch.tensor(float(len(rewards)), device=rewards.device, dtype=rewards.dtype)
+    baseline = _over_processes(clean) / _over_processes(count)
+    above = rewards - baseline
+    return above / (_over_processes(above.square().sum()).sqrt() + eps)
+
+
+def _over_processes(value):
+    """Sum of a scalar over all processes; itself where there is one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+    return value
+
+
+# loss
+
+
+def clipped_surrogate(log_ratio, advantages, low=0.2, high=0.28):
+    """Eq. 12: min(rho A, clip(rho, 1 - low, 1 + high) A), to be maximised.
+
+    Args:
+        log_ratio: [B, G, T], log of new over old probability.
+        advantages: [B, G].
+
+    Returns:
+        objective [B, G, T], and where the clip acts, [B, G, T] bool: there the gradient is 0.
+    """
+    ratio, advantages = log_ratio.exp(), advantages.unsqueeze(-1)
+    free, clipped = ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages
+    return torch.minimum(free, clipped), clipped < free
+
+
+def divergence(log_probs, reference):
+    """Eq. 12: e^d - d - 1, d = log pi_ref - log pi: an estimate of KL(pi || pi_ref), never negative. [...] -> [...]."""
+    gap = reference - log_probs
+    return gap.exp() - gap - 1
+
+
+def group_mean(values, mask):
+    """Mean over the tokens of each group (its members' titles are equally long), then over groups.
+
+    values: [B, G, T], mask: [B, T] -> scalar.
+    """
+    return ((values * mask.unsqueeze(1)).sum((1, 2)) / (values.shape[1] * mask.sum(1))).mean()
+
+
+def latent_log_ratio(drawn, thought, old_thought, deviation):
+    """log N(z_i; z, s^2 I) - log N(z_i; z_old, s^2 I): the policy is the density from which a thought was drawn.
+
+    Args:
+        drawn: [B, G, D], z_i.
+        thought, old_thought: [B, D].
+        deviation: [B], s.
+
+    Returns:
+        [B, G].
+    """
+    new = (drawn - thought.unsqueeze(1)).square().sum(-1)
+    old = (drawn - old_thought.unsqueeze(1)).square().sum(-1)
+    return (old - new) / (2 * deviation.square().unsqueeze(1))
+
+
+def latent_divergence(thought, reference, deviation):
+    """KL(N(z, s^2 I) || N(z_ref, s^2 I)) = ||z - z_ref||^2 / (2 s^2). [B, D], [B, D], [B] -> [B]."""
+    return (thought - reference).square().sum(-1) / (2 * deviation.square())
