@@ -72,6 +72,19 @@ def tiny_data(tmp_path):
     return tmp_path / "data"
 
 
+def exact_norms(model):
+    """Qwen2's RMSNorm rounds to float32 whatever it gets; for comparisons in float64 torch's own takes its place."""
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+    for parent in list(model.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, Qwen2RMSNorm):
+                exact = torch.nn.RMSNorm(norm.weight.shape, norm.variance_epsilon).to(norm.weight)
+                exact.weight = norm.weight
+                setattr(parent, name, exact)
+    return model
+
+
 @pytest.fixture
 def build(tiny_data):
     """build(model="FLR", **options) -> config, model, (train, valid, test) on the tiny data."""

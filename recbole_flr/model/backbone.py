@@ -104,8 +104,8 @@ class Backbone(nn.Module):
         """[..., D] -> [..., V]."""
         settings = self.lm.config
         logits = self.lm.get_output_embeddings()(hidden)
-        logits = logits * getattr(settings, "logit_scale", None) if getattr(settings, "logit_scale", None) else logits
-        logits = logits / (getattr(settings, "logits_scaling", None) or 1)
+        scale = (getattr(settings, "logit_scale", None) or 1) / (getattr(settings, "logits_scaling", None) or 1)
+        logits = logits if scale == 1 else logits * scale  # which would be one more copy of V numbers a token
         cap = getattr(settings, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

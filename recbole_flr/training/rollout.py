@@ -108,7 +108,8 @@ class LatentGRPO:
         surrogate, kl = (self._on_tokens if self.ratio == "token" else self._on_thoughts)(rollout, reading, first)
         loss = -surrogate + self.kl_coef * kl if self.kl_coef else -surrogate
         total = self.model.regularise(loss, reading)
-        self.figures.add(loss=total, **self.model.figures(reading))
+        with torch.no_grad():
+            self.figures.add(loss=total, **self.model.figures(reading))
         return total
 
     def _on_tokens(self, rollout, reading, first):
