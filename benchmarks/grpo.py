@@ -103,7 +103,7 @@ def repeated(policy, interaction, frugal=False):
     with torch.no_grad():
         old = of_title(log_probs)
         match = matches(model.trie.to("cpu"), log_probs, titles, title_mask)
-        advantages = grpo.group_advantage(grpo.reward(old, match, title_mask, *policy.weights))
+        advantages = grpo.group_advantage(grpo.reward(old, match, title_mask, *policy.weights), policy.eps)
         other = think(lm, policy.reference, each(prompt, thoughts), each(mask, thoughts)).thought
         other = each(other, group // thoughts)
         reference = of_title(log_probs_of(other + noise)) if token else None

@@ -208,7 +208,8 @@ def test_grpo_alone_goes_on_from_a_trained_model(tiny_data, model):
     """The same as both stages in one run, but for the random numbers; what it starts from is reported as it was."""
     first = run(tiny_data, model, stages="sft", checkpoint_dir="first")
     before = {p.name: p.read_bytes() for p in only_run("first").iterdir()}
-    result = run_recbole_flr(config_dict={"checkpoint": str(only_run("first")), "stages": "grpo", "checkpoint_dir": "second"})
+    options = {"checkpoint": str(only_run("first")), "stages": "grpo", "checkpoint_dir": "second"}
+    result = run_recbole_flr(config_dict=options)
     assert result["stages"]["sft"]["best_valid_result"] == first["best_valid_result"]
     assert result["stages"]["sft"]["test_result"] == first["test_result"]
     assert {p.name: p.read_bytes() for p in only_run("first").iterdir()} == before  # inputs are never changed

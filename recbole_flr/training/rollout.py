@@ -80,7 +80,7 @@ class LatentGRPO:
         noise = config["noise"] or NOISE[self.kind]
         self.relative, self.scale = noise == "relative", config["noise_scale"] or SCALE[noise]
         self.weights = config["confidence_reward"], config["match_reward"]
-        self.clip = config["clip_low"], config["clip_high"]
+        self.clip, self.eps = (config["clip_low"], config["clip_high"]), config["advantage_eps"]
         self.kl_coef = config["kl_coef"]
         self.reference = copy.deepcopy(model.reasoner).requires_grad_(False) if self.kl_coef else None
         self.figures = Figures()
@@ -175,7 +175,7 @@ class LatentGRPO:
         match = right.all(1)
         if self.kind == "flr":
             rewards = grpo.reward(rollout.old, match, rollout.mask, *self.weights)
-            rollout.advantages = grpo.group_advantage(rewards)
+            rollout.advantages = grpo.group_advantage(rewards, self.eps)
         else:
             rewards = grpo.minus_perplexity(rollout.old, rollout.mask)
             rollout.advantages = grpo.batch_advantage(rewards)

@@ -10,8 +10,9 @@ from recbole_flr.quick_start import run_recbole_flr
 
 def test_the_stage_raises_the_exact_match_on_training_prompts(tiny_data, capsys):
     options = {
-        **TINY_FLR, "data_path": str(tiny_data), "stages": "sft,grpo", "eval_step": 0, "epochs": 6, "learning_rate": 0.01,
-        "group_size": 16, "grpo_epochs": 30, "grpo_learning_rate": 3e-3, "kl_coef": 0.0, "embedding_dropout": 0.0,
+        **TINY_FLR, "data_path": str(tiny_data), "stages": "sft,grpo", "eval_step": 0, "epochs": 30, "learning_rate": 0.01,
+        "warmup_epochs": 10, "warmup_batch_size": 2, "embedding_dropout": 0.0,
+        "group_size": 16, "grpo_epochs": 20, "grpo_learning_rate": 1e-3, "kl_coef": 0.0,
     }
     run_recbole_flr("FLR", "tiny", config_dict=options)
     before, after = reward.main([str(next(Path("saved").iterdir()))])
@@ -20,6 +21,6 @@ def test_the_stage_raises_the_exact_match_on_training_prompts(tiny_data, capsys)
         "weights", "rows", "reward", "confidence", "match", "clean_reward", "clean_confidence", "clean_match"
     ]
     assert before[0] == "sft" and after[0] == "grpo" and before[1] == after[1] > 100
-    print(printed)
-    match, clean_match = 4, 7
-    assert after[match] > before[match] + 0.05 and after[clean_match] > before[clean_match]
+    reward_, match, clean_match = 2, 4, 7
+    assert before[match] < 0.9  # there is something to gain
+    assert all(after[figure] > before[figure] + 0.005 for figure in (reward_, match, clean_match))

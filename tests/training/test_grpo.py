@@ -171,8 +171,8 @@ def test_latent_ratio_and_divergence_against_torch_distributions():
 
 def bandit(ratio, steps=150, group_size=64, seed=0):
     """A thought z is all there is: the title is one token, right with probability sigmoid(u z), so that u is the best
-    direction there is. Reward: the log-probability. Returns the expected reward under noise before and after, and the part of
-    the way that went along u."""
+    direction there is. Reward: the log-probability. Returns the expected reward under noise before and after, and the part
+    of the way that went along u."""
     torch.manual_seed(seed)
     best = torch.nn.functional.normalize(torch.randn(8, dtype=D), dim=0)
     start = torch.zeros(1, 8, dtype=D)
@@ -206,7 +206,7 @@ def test_latent_ratio_climbs_towards_the_known_best_direction():
 
 
 def test_token_ratio_falls_where_the_log_probability_is_concave():
-    """Why it is not the default. To second order its expected step is s^2 (H g + tr(H) g / 2) with g, H of log pi(y | z): where
-    log pi is concave, as that of a softmax in its logits, it points away from what raises the reward."""
+    """Why it is not the default. To second order its expected step is s^2 (H g + tr(H) g / 2) with g, H of log pi(y | z):
+    where log pi is concave, as that of a softmax in its logits, it points away from what raises the reward."""
     before, after, cosine = bandit("token")
     assert after < before and cosine < -0.9

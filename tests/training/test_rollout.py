@@ -17,11 +17,11 @@ LATENT = ("FLR", "LatentR3")
 
 @pytest.fixture
 def stage(build):
-    """stage(model, **options) -> model in float64 with weights of some size, its policy, a batch of several prompt lengths."""
+    """stage(model, **options) -> model in float64 with weights of some size, its policy, a batch of many prompt lengths."""
 
     def make(model="FLR", rows=6, **options):
         torch.manual_seed(11)
-        options = {"torch_dtype": "float64", "group_size": 4, "kl_coef": 0.3, **options}
+        options = {"torch_dtype": "float64", "group_size": 4, "kl_coef": 0.3, "advantage_eps": 1e-6, **options}
         config, made, loaders = build(model, **options)
         made = exact_norms(made.double())
         for parameter in made.parameters():
