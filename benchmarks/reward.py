@@ -47,6 +47,8 @@ def main(arguments=None):
     parser.add_argument("run", help="folder of a run with the stage grpo")
     parser.add_argument("--rows", type=int, default=0, help="training rows, drawn at random; 0: all")
     given = parser.parse_args(arguments)
+    if not (run_folder(given.run) / "grpo.safetensors").is_file():
+        parser.error(f"{given.run} has no grpo.safetensors; expected the folder of a run with the stage grpo")
     names = ["reward", "confidence", "match", "clean_reward", "clean_confidence", "clean_match"]
     table = []
     for stage in ("sft", "grpo"):

@@ -15,10 +15,10 @@ from recbole.trainer import Trainer
 
 from recbole_flr.data.batching import LengthBatches
 from recbole_flr.data.packing import PackedLoader
-from recbole_flr.errors import ConfigError
+from recbole_flr.errors import CheckpointError, ConfigError
 from recbole_flr.evaluation import TitleCollector, TitleEvaluator
 from recbole_flr.training import checkpoint
-from recbole_flr.training.rollout import LatentGRPO, Rollouts
+from recbole_flr.training.rollout import LatentGRPO, RolloutLoader
 
 
 def new_run_folder(config):
@@ -39,10 +39,9 @@ class SafeCheckpoints:
 
     Attributes:
         folder: of the run; see :mod:`recbole_flr.training.checkpoint` for what is in it.
-        stage: number of the stage in progress (0 for a trainer without stages).
     """
 
-    stage = 0
+    stage_name = None  # of the stage in progress, for a trainer with stages
 
     def __init__(self, config, model):
         super().__init__(config, model)
@@ -74,7 +73,7 @@ class SafeCheckpoints:
         path = kwargs.pop("saved_model_file", None) or self.open_folder() / checkpoint.BEST
         tensors, meta = checkpoint.pack_model(self.model)
         data = self.config["data_fingerprint"]
-        checkpoint.write(path, tensors, {**meta, "data": data, "stage": self.stage, "epoch": epoch})
+        checkpoint.write(path, tensors, {**meta, "data": data, "stage": self.stage_name, "epoch": epoch})
         if verbose:
             self.logger.info(f"Saving current: {path}")
 
@@ -97,7 +96,7 @@ class SafeCheckpoints:
     def _progress(self):
         """How far training has come, as JSON."""
         return {
-            "stage": self.stage, "cur_step": self.cur_step, "best_valid_score": self.best_valid_score,
+            "stage": self.stage_name, "cur_step": self.cur_step, "best_valid_score": self.best_valid_score,
             "best_valid_result": self.best_valid_result,
         }
 
@@ -118,8 +117,7 @@ class SafeCheckpoints:
         self.open_folder()
         tensors, meta = checkpoint.read(self.folder / checkpoint.LAST)
         checkpoint.check_data(meta, self.config["data_fingerprint"])
-        self.stage = meta["stage"]
-        self._enter_stage()
+        self._enter_stage(meta["stage"])
         checkpoint.unpack_model(self.model, tensors, meta)
         checkpoint.unpack_optimizer(self.optimizer, tensors, meta["optimizer"])
         self._random = tensors, meta["random"]  # put back by fit, once the loader is known
@@ -135,7 +133,7 @@ class SafeCheckpoints:
 
     # RecBole's hooks
 
-    def _enter_stage(self):
+    def _enter_stage(self, name):
         """Set what differs between stages; nothing for a trainer without."""
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
@@ -223,18 +221,19 @@ class StagedTrainer(SafeCheckpoints, Trainer):
     def __init__(self, config, model):
         super().__init__(config, model)
         names = stage_names(config["stages"])
-        if "grpo" in names and model.reasoner is None:
-            raise ConfigError(f"stages: found {config['stages']!r}, but {config['model']} has no thought to reinforce; "
-                              "expected sft")
+        if not config["single_spec"]:
+            raise ConfigError("found several processes, expected one: the batches of the stages are not shared out among them")
+        if "grpo" in names:
+            LatentGRPO.check(model)
         if names == ["grpo"] and not (config["checkpoint"] or config["resume"]):
             raise ConfigError("stages: found grpo alone, which goes on from a trained model; expected "
                               "--checkpoint=PATH beside it, or --stages=sft,grpo")
         if "sft" in names and config["warmup_epochs"] and not (model.backbone.pretrained or config["checkpoint"]):
             names.insert(0, "warmup")
-        self.stages = [getattr(self, f"_{name}")() for name in names]
+        self.stages = {name: getattr(self, f"_{name}")() for name in names}
         self.results = {}
         self._policy = None
-        self._enter_stage()
+        self._enter_stage(names[0])
 
     def _warmup(self):
         epochs = self.config["warmup_epochs"]
@@ -259,8 +258,16 @@ class StagedTrainer(SafeCheckpoints, Trainer):
             config["grpo_stopping_step"], min(1, config["eval_step"]), config["grpo_batch_size"],
         )
 
-    def _enter_stage(self):
-        stage = self.stages[self.stage]
+    @property
+    def stage(self):
+        """The stage in progress."""
+        return self.stages[self.stage_name]
+
+    def _enter_stage(self, name):
+        if name not in self.stages:
+            raise CheckpointError(f"resume: the run stopped in its stage {name}, found stages {', '.join(self.stages)}; leave "
+                                  "stages as they were (--checkpoint starts another run from these weights)")
+        self.stage_name, stage = name, self.stages[name]
         self.epochs, self.learning_rate, self.start_epoch, self.cur_step = stage.epochs, stage.learning_rate, 0, 0
         self.eval_step, self.stopping_step = stage.eval_step, stage.stopping_step
         self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
@@ -277,13 +284,18 @@ class StagedTrainer(SafeCheckpoints, Trainer):
         return self.folder / f"{name}.safetensors"
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
-        """RecBole's fit, once a stage. Returns the best valid score and result of the better stage."""
+        """RecBole's fit, once a stage.
+
+        Returns:
+            best valid score and result of the better stage. If nothing is saved a stage starts from the last weights of the
+            one before, as there are no best ones, and the result is the last stage's.
+        """
         if saved:
             self.open_folder()
         self.eval_collector.data_collect(train_data)
         lengths = self.model.prompt_lengths(train_data._dataset.inter_feat)
         while True:
-            stage = self.stages[self.stage]
+            stage = self.stage
             if verbose:
                 self.logger.info(f"Stage {stage.name}: at most {stage.epochs} epochs")
             if not self._resumed:
@@ -293,16 +305,16 @@ class StagedTrainer(SafeCheckpoints, Trainer):
             result = super().fit(loader, validated, verbose, saved, show_progress, callback_fn)
             if stage.name != "warmup":
                 self.results[stage.name] = result
-            if self.stage + 1 == len(self.stages):
-                return self.results[self.best_stage()]
-            self.stage += 1
-            self._enter_stage()
+            later = list(self.stages)[list(self.stages).index(stage.name) + 1:]
+            if not later:
+                return self.results[self.best_stage() if saved else stage.name]
+            self._enter_stage(later[0])
 
     def _begin(self, stage, valid_data, saved, show_progress):
         """What is done once, before the first epoch of a stage."""
         if not self.config["checkpoint"]:  # weights of a trained model have all stages before behind them
             self.model.enter_stage(stage.name)
-        if stage.name == "grpo" and "sft" not in self.results:  # it goes on from a model that another run trained
+        if stage.name == "grpo" and not np.isfinite(self.results.get("sft", (np.nan,))[0]):  # trained by another run
             score, result = self.best_valid_score, None
             if valid_data and self.eval_step:
                 score, result = self._valid_epoch(valid_data, show_progress)
@@ -322,7 +334,7 @@ class StagedTrainer(SafeCheckpoints, Trainer):
         rows = self.config["grpo_rows"] if stage.name == "grpo" else None
         shuffle = self.config["shuffle"]
         batches = LengthBatches(train_data, lengths, shuffle=shuffle, batch_size=stage.batch_size, rows=rows)
-        return Rollouts(batches, self._policy) if stage.name == "grpo" else batches
+        return RolloutLoader(batches, self._policy) if stage.name == "grpo" else batches
 
     # the best of each stage, and of all
 
@@ -337,7 +349,7 @@ class StagedTrainer(SafeCheckpoints, Trainer):
         return (max if self.valid_metric_bigger else min)(known, key=known.get)  # of equals the first
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
-        name = self.stages[self.stage].name
+        name = self.stage_name
         if name == "warmup":
             return super()._save_checkpoint(epoch, verbose, **kwargs)
         super()._save_checkpoint(epoch, verbose, saved_model_file=self.open_folder() / f"{name}.safetensors")
@@ -359,14 +371,14 @@ class StagedTrainer(SafeCheckpoints, Trainer):
     # RecBole's hooks
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        stage = self.stages[self.stage]
+        stage = self.stage
         for group in self.optimizer.param_groups:
             group["lr"] = stage.learning_rate * stage.factor(epoch_idx)
-        if isinstance(train_data, Rollouts):
+        if isinstance(train_data, RolloutLoader):
             train_data.title = f"Train {epoch_idx:>5}" if show_progress else None
             show_progress = False
         losses = super()._train_epoch(train_data, epoch_idx, loss_func or stage.loss, show_progress)
-        if isinstance(train_data, Rollouts):
+        if isinstance(train_data, RolloutLoader):
             self._report(self._policy.figures.flush(), epoch_idx)
         return losses
 
@@ -377,4 +389,9 @@ class StagedTrainer(SafeCheckpoints, Trainer):
         self.logger.info(f"epoch {epoch_idx} grpo [" + ", ".join(f"{n}: {value:.4g}" for n, value in figures.items()) + "]")
 
     def _add_train_loss_to_tensorboard(self, epoch_idx, losses, tag="Loss/Train"):
-        super()._add_train_loss_to_tensorboard(epoch_idx, losses, f"{tag}/{self.stages[self.stage].name}")
+        super()._add_train_loss_to_tensorboard(epoch_idx, losses, f"{tag}/{self.stage_name}")
+
+    def _valid_epoch(self, valid_data, show_progress=False):
+        score, result = super()._valid_epoch(valid_data, show_progress)
+        self.tensorboard.add_scalar(f"Valid/{self.stage_name}", score, self._next_epoch)  # RecBole's has all stages in one
+        return score, result

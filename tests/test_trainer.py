@@ -13,7 +13,7 @@ import torch
 from conftest import TINY, TINY_FLR, TINY_LATENT, TINY_LM
 from recbole.trainer import Trainer
 
-from recbole_flr.errors import FLRError
+from recbole_flr.errors import CheckpointError, FLRError
 from recbole_flr.quick_start import load_data_and_model, run_recbole_flr
 from recbole_flr.registry import get_trainer
 from recbole_flr.trainer import StagedTrainer
@@ -56,7 +56,7 @@ def test_a_run_cut_short_ends_as_one_that_was_not(tiny_data, model, cuts, extra,
     """Cut in the first stage, between stages and in each later one: the results equal those of the whole run."""
     options = {**OPTIONS[model], **extra, "data_path": str(tiny_data)}
     whole = run_recbole_flr(model, "tiny", config_dict={**options, "checkpoint_dir": "whole"})
-    weights = checkpoint.read(only_run("whole") / "best.safetensors")[0]
+    weights = {path.name: checkpoint.read(path)[0] for path in only_run("whole").glob("*.safetensors")}
     for cut in cuts:
         seen = []
         config_dict = {**options, "checkpoint_dir": f"cut{cut}"}
@@ -74,8 +74,9 @@ def test_a_run_cut_short_ends_as_one_that_was_not(tiny_data, model, cuts, extra,
                 run_recbole_flr(model, "tiny", config_dict=config_dict)
         resumed = run_recbole_flr(config_dict={"resume": str(only_run(f"cut{cut}"))})
         assert resumed == whole, f"cut after {cut} epochs"
-        again = checkpoint.read(only_run(f"cut{cut}") / "best.safetensors")[0]
-        assert all(torch.equal(weights[name], again[name]) for name in weights)
+        for name, tensors in weights.items():
+            again = checkpoint.read(only_run(f"cut{cut}") / name)[0]
+            assert all(torch.equal(tensors[key], again[key]) for key in tensors), name
 
 
 def test_resuming_a_finished_run_changes_nothing(tiny_data):
@@ -104,7 +105,7 @@ def test_kill_9_in_the_middle(tiny_data):
     deadline = time.time() + 120
     while time.time() < deadline:  # until the second stage has saved its state at least once
         last = list(Path("killed").glob("*/last.safetensors"))
-        if last and checkpoint.read(last[0])[1]["stage"] == 1 and checkpoint.read(last[0])[1]["next_epoch"] >= 2:
+        if last and checkpoint.read(last[0])[1]["stage"] == "sft" and checkpoint.read(last[0])[1]["next_epoch"] >= 2:
             break
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.02)
@@ -194,7 +195,7 @@ def test_reinforcement_never_makes_a_run_worse(tiny_data, better, monkeypatch):
 
     def judged(self, *args, **kwargs):
         score, result = own(self, *args, **kwargs)
-        return (2.0 if self.stages[self.stage].name == better else 1.0), result
+        return (2.0 if self.stage_name == better else 1.0), result
 
     monkeypatch.setattr(StagedTrainer, "_valid_epoch", judged)
     result = run(tiny_data)
@@ -257,7 +258,46 @@ def test_figures_of_reinforcement_show_in_tensorboard(tiny_data):
         values = [event.value for event in events.Scalars(f"GRPO/{name}")]
         assert len(values) == 2 and all(np.isfinite(values)), name
     assert events.Scalars("GRPO/noise")[0].value == pytest.approx(0.3, rel=0.2)
-    assert len(events.Scalars("Loss/Train/grpo")) == 2
+    assert len(events.Scalars("Loss/Train/grpo")) == len(events.Scalars("Valid/grpo")) == 2
+
+
+def test_a_trained_backbone_that_is_now_frozen_keeps_its_place(tiny_data, saved_models):
+    """Trained in one run, `frozen` in the next: it is not what the hub has, so it goes into the next run's checkpoints too."""
+    run(tiny_data, backbone=str(saved_models["llama"]), prompt="compact", stages="sft", checkpoint_dir="first")
+    options = {"checkpoint": str(only_run("first")), "stages": "grpo", "trainable": "frozen", "checkpoint_dir": "second"}
+    run_recbole_flr(config_dict=options)
+    given, kept = (checkpoint.read(only_run(run_) / "best.safetensors")[0] for run_ in ("first", "second"))
+    backbone = [name for name in given if name.startswith("model.backbone.")]
+    assert backbone and all(torch.equal(given[name], kept[name]) for name in backbone)
+
+
+@pytest.mark.parametrize("change", [{"stages": "sft"}, {"warmup_epochs": 0, "stages": "sft"}])
+def test_a_run_is_not_resumed_in_a_stage_that_it_no_longer_has(tiny_data, change):
+    run(tiny_data)
+    with pytest.raises(CheckpointError, match="stopped in its stage grpo, found stages .*--checkpoint"):
+        run_recbole_flr(config_dict={"resume": str(only_run()), **change})
+
+
+def test_stages_can_be_added_to_a_finished_run(tiny_data):
+    run(tiny_data, stages="sft")
+    result = run_recbole_flr(config_dict={"resume": str(only_run()), "stages": "sft,grpo"})
+    assert result["stages"].keys() == {"sft", "grpo"}
+
+
+def test_what_was_not_trained_here_is_validated_before_it_is_reinforced(tiny_data):
+    first = run(tiny_data, stages="sft", checkpoint_dir="first")
+    result = run_recbole_flr(config_dict={"checkpoint": str(only_run("first")), "stages": "sft,grpo", "epochs": 0})
+    assert result["stages"]["sft"]["best_valid_result"] == first["best_valid_result"]
+
+
+def test_reinforcement_with_a_backbone_in_bfloat16(tiny_data):
+    """Small moves of the thought are not lost in the backbone's precision."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tiny_data, torch_dtype="bfloat16", grpo_updates=2, grpo_learning_rate=1e-5)
+    folder = next(path.parent for path in Path("log_tensorboard").rglob("events*"))
+    events = EventAccumulator(str(folder)).Reload()
+    assert 0 < events.Scalars("GRPO/kl")[0].value < 1e-2 and events.Scalars("GRPO/ratio")[0].value != 1
 
 
 @pytest.mark.parametrize("model, options, message", [

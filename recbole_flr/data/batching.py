@@ -32,7 +32,8 @@ class LengthBatches:
     def batches(self):
         """Row numbers of the epoch's batches, a list of int64 tensors."""
         if not self.shuffle:
-            return list(torch.arange(self.rows).split(self.batch_size))
+            rows = torch.randperm(len(self.lengths), generator=self.generator)[:self.rows].sort().values
+            return list(rows.split(self.batch_size))
         order = torch.randperm(len(self.lengths), generator=self.generator)[:self.rows]
         batches = []
         for part in order.split(self.window * self.batch_size):

@@ -141,6 +141,7 @@ class Backbone(nn.Module):
         Returns:
             hidden [B, S, D] after the last norm, and the cache with the new tokens (None unless keep_cache).
         """
+        embeddings = embeddings.to(self.lm.get_input_embeddings().weight.dtype)  # a thought may be more precise
         if mask.dim() == 3:  # additive and finite: works in every attention, and a row that sees nothing is no NaN
             blocked = torch.zeros(mask.shape, dtype=embeddings.dtype, device=mask.device)
             mask = blocked.masked_fill_(~mask, torch.finfo(embeddings.dtype).min).unsqueeze(1)

@@ -24,7 +24,7 @@ class GenerativeRecommender(SequentialRecommender):
     """A language model that writes the next item's title under a trie of the catalogue.
 
     Args:
-        config: see `properties/model/FLR.yaml` for the options.
+        config: see `properties/generative.yaml` for the options.
         dataset: RecBole training dataset: its vocabulary, and its interactions as popularity.
     """
 
@@ -135,6 +135,7 @@ class GenerativeRecommender(SequentialRecommender):
     def freeze_backbone(self):
         """From now on no weight of the backbone moves and none of its dropout acts."""
         self.backbone.requires_grad_(False).eval()
+        self.backbone.zero_grad(set_to_none=True)  # or the last gradient would count whenever gradients are clipped
         self._backbone_at_rest = True
 
     def train(self, mode=True):
@@ -200,3 +201,7 @@ class GenerativeRecommender(SequentialRecommender):
     def unsaved_parameters(self):
         """Names of parameters that come from the pretrained backbone unchanged and need no place in a checkpoint."""
         return self._unsaved
+
+    def keep_saving(self, names):
+        """Parameters that a checkpoint brought, whatever they were pretrained to, need a place in the next one too."""
+        self._unsaved = self._unsaved - names

@@ -28,7 +28,8 @@ class Reading:
         cache: keys and values of the prompt, a pair [B, heads, L, d] for each layer; None without a cache.
         mask: [B, L], True at real tokens.
         length: [B], number of real tokens.
-        seed: [B, D], embedding that comes right before the title (a thought, or the prompt's last token).
+        seed: [B, D], embedding that comes right before the title (a thought, or the prompt's last token), in the precision
+            of what made it.
         state: the last factor step, where the model reasons with factors.
         prefix: [B, L, D], embeddings of the prompt, where there is no cache.
     """
@@ -74,7 +75,7 @@ class Context:
     def reading(self, thought, state=None):
         """The prompt with a thought [B, D] behind it."""
         prefix = self.embeddings if self.cache is None else None
-        return Reading(self.cache, self.mask, self.length, thought.to(self.embeddings.dtype), state, prefix)
+        return Reading(self.cache, self.mask, self.length, thought, state, prefix)
 
 
 def read_prompt(backbone, embeddings, mask, use_cache=True, thought=None):

@@ -254,8 +254,11 @@ def unpack_model(model, tensors, meta):
     except RuntimeError as error:
         raise CheckpointError(f"the checkpoint does not fit the model that its options build (did the data set change?): "
                               f"{error}") from error
-    missing = set(missing) - set(meta["skipped"])
-    if missing or unexpected:
-        raise CheckpointError(f"the checkpoint does not fit the model: missing {sorted(missing)[:3]}, "
-                              f"unexpected {list(unexpected)[:3]}")
+    elsewhere = model.unsaved_parameters() if hasattr(model, "unsaved_parameters") else set()
+    lacking = set(missing) - set(meta["skipped"]) - elsewhere
+    if lacking or unexpected:
+        raise CheckpointError(f"the checkpoint does not fit the model: missing {sorted(lacking)[:3]}, unexpected "
+                              f"{list(unexpected)[:3]}; its options (run.json beside it) say which model it is of")
+    if elsewhere:
+        model.keep_saving(set(elsewhere) - set(missing))
     model.load_other_parameter(unpack_other(tensors, meta["other"]))

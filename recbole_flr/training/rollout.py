@@ -25,7 +25,7 @@ from recbole_flr.training import grpo
 NOISE = {"flr": "relative", "latentr3": "absolute"}
 SCALE = {"relative": 0.3, "absolute": 1.5}
 RATIO = {"flr": "latent", "latentr3": "token"}
-SHOWN = ("reward", "confidence", "match", "advantage_std", "ratio", "kl")  # what fits a progress bar
+KL = {"flr": 0.01, "latentr3": 0.0}
 
 
 @dataclass
@@ -71,9 +71,7 @@ class LatentGRPO:
     """
 
     def __init__(self, model, config):
-        if model.reasoner is None:
-            raise ConfigError(f"stages: found grpo, but {type(model).__name__} has no thought to reinforce; expected "
-                              "--stages=sft")
+        self.check(model)
         self.model, self.kind = model, config["grpo"]
         self.ratio = config["grpo_ratio"] or RATIO[self.kind]
         self.group_size, self.updates = config["group_size"], config["grpo_updates"]
@@ -81,9 +79,16 @@ class LatentGRPO:
         self.relative, self.scale = noise == "relative", config["noise_scale"] or SCALE[noise]
         self.weights = config["confidence_reward"], config["match_reward"]
         self.clip, self.eps = (config["clip_low"], config["clip_high"]), config["advantage_eps"]
-        self.kl_coef = config["kl_coef"]
+        self.kl_coef = KL[self.kind] if config["kl_coef"] is None else config["kl_coef"]
         self.reference = copy.deepcopy(model.reasoner).requires_grad_(False) if self.kl_coef else None
         self.figures = Figures()
+
+    @staticmethod
+    def check(model):
+        """Refuse a model that has no thought to perturb."""
+        if model.reasoner is None:
+            raise ConfigError(f"stages: found grpo, but {type(model).__name__} has no thought to reinforce; expected "
+                              "--stages=sft")
 
     @torch.no_grad()
     def rollout(self, interaction):
@@ -142,15 +147,12 @@ class LatentGRPO:
                 self._judge(rollout, logits)
                 if self.reference is not None:
                     rollout.reference = self.reference.think(self.model.backbone, rollout.context).seed
-        precise = torch.promote_types(reading.seed.dtype, torch.float32)
-        thought, old, noise, deviation = (
-            x.to(precise) for x in (reading.seed, rollout.thought, rollout.noise, rollout.deviation)
-        )
-        log_ratio = grpo.latent_log_ratio(old.unsqueeze(1) + noise, thought, old, deviation).unsqueeze(-1)
+        thought, old, deviation = reading.seed, rollout.thought, rollout.deviation
+        log_ratio = grpo.latent_log_ratio(old.unsqueeze(1) + rollout.noise, thought, old, deviation).unsqueeze(-1)
         objective, clipped = grpo.clipped_surrogate(log_ratio, rollout.advantages, *self.clip)
         kl = None
         if self.reference is not None:
-            kl = grpo.latent_divergence(thought, rollout.reference.to(precise), deviation).mean()
+            kl = grpo.latent_divergence(thought, rollout.reference, deviation).mean()
             self.figures.add(kl=kl)
         self.figures.add(ratio=log_ratio.exp().mean(), clip_fraction=clipped.to(log_ratio.dtype).mean())
         return objective.mean(), kl
@@ -212,7 +214,7 @@ class Figures:
         return means
 
 
-class Rollouts:
+class RolloutLoader:
     """A loader of rollouts: each batch of the loader that it wraps becomes one, and comes `updates` times in a row.
 
     Args:
@@ -220,7 +222,8 @@ class Rollouts:
         policy: LatentGRPO.
 
     Attributes:
-        title: of the progress bar, which shows the running means; None for no bar (RecBole's own has no place for them).
+        title: of the progress bar, which shows the running means every tenth step; None for no bar (RecBole's own has no
+            place for them).
     """
 
     def __init__(self, loader, policy):
@@ -233,13 +236,13 @@ class Rollouts:
         return len(self.loader) * self.policy.updates
 
     def __iter__(self):
-        shown = tqdm(total=len(self), ncols=140, desc=set_color(self.title or "", "pink"), disable=self.title is None)
+        shown = tqdm(total=len(self), dynamic_ncols=True, desc=set_color(self.title or "", "pink"),
+                     disable=self.title is None)
         with shown:
             for interaction in self.loader:
                 rollout = self.policy.rollout(interaction.to(self.policy.model.device))
                 for _ in range(self.policy.updates):
                     yield rollout
                     shown.update()
-                    if not shown.disable:
-                        means = self.policy.figures.means()
-                        shown.set_postfix({name: f"{means[name]:.3g}" for name in SHOWN if name in means})
+                    if not shown.disable and (shown.n % 10 == 0 or shown.n == len(self)):  # reading waits for the device
+                        shown.set_postfix({name: f"{mean:.3g}" for name, mean in self.policy.figures.means().items()})

@@ -10,7 +10,7 @@ from recbole_flr.decoding.beam import beam_search
 from recbole_flr.errors import ConfigError
 from recbole_flr.model.tree import TreeDecoder
 from recbole_flr.training import grpo
-from recbole_flr.training.rollout import LatentGRPO, Rollouts
+from recbole_flr.training.rollout import LatentGRPO, RolloutLoader
 
 LATENT = ("FLR", "LatentR3")
 
@@ -237,7 +237,7 @@ def test_updates_repeat_a_rollout(stage):
         def __iter__(self):
             return iter([interaction, interaction])
 
-    loader = Rollouts(Loader(), policy)
+    loader = RolloutLoader(Loader(), policy)
     seen = [rollout for rollout in loader if policy.loss(rollout) is not None]
     assert len(loader) == len(seen) == 6
     assert [id(r) == id(seen[0]) for r in seen] == [True] * 3 + [False] * 3
