@@ -85,6 +85,33 @@ def exact_norms(model):
     return model
 
 
+def draw_weights(model, std):
+    """Weights far from those of an untrained model, and no dropout (GPT-2 has some of its own)."""
+    torch.manual_seed(11)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=std)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def assert_learns(model, loaders):
+    """A dozen steps on one batch lower its loss, and the model ranks all items afterwards."""
+    batch = next(iter(loaders[0]))
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = model.calculate_loss(batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.3
+    assert model.eval().full_sort_predict(batch[torch.arange(2)]).shape == (2, model.n_items)
+
+
 @pytest.fixture
 def build(tiny_data):
     """build(model="FLR", **options) -> config, model, (train, valid, test) on the tiny data."""

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from torch import nn
+from conftest import draw_weights
 
 from recbole_flr.data.collate import IGNORE
 from recbole_flr.errors import ConfigError
@@ -23,15 +23,8 @@ def bigrec(build, saved_models):
     def make(backbone="compact", std=0.4, **options):
         backbone = str(saved_models.get(backbone, backbone))
         _, model, loaders = build("BIGRec", backbone=backbone, torch_dtype="float64", num_beams=40, **options)
-        torch.manual_seed(11)
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=std)
-        for module in model.modules():  # GPT-2 has some of its own
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
         rows = next(iter(loaders[2]))[0]
-        return model.double().eval(), rows[torch.arange(5)]
+        return draw_weights(model, std).double().eval(), rows[torch.arange(5)]
 
     return make
 

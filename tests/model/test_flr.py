@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import assert_learns
 
 from recbole_flr.errors import ConfigError
 
@@ -37,17 +38,7 @@ def test_gradients_reach_every_flr_parameter_through_a_frozen_backbone(build, sa
 ])
 def test_every_variant_learns(build, options):
     config, model, loaders = build(embedding_dropout=0.0, **options)
-    batch = next(iter(loaders[0]))
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    losses = []
-    for _ in range(12):
-        optimizer.zero_grad()
-        loss = model.calculate_loss(batch)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] - 0.3
-    assert model.eval().full_sort_predict(batch[torch.arange(2)]).shape == (2, model.n_items)
+    assert_learns(model, loaders)
 
 
 def test_switched_off_regularisers_do_not_count(build):

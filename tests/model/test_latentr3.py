@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import assert_learns, draw_weights
 from torch import nn
 
 from recbole_flr.data.collate import IGNORE
@@ -128,15 +129,8 @@ def latentr3(build, saved_models):
     def make(backbone="compact", **options):
         options = {"prompt": "compact", "torch_dtype": "float64", "num_beams": 40, **options}
         _, model, loaders = build("LatentR3", backbone=str(saved_models.get(backbone, backbone)), **options)
-        torch.manual_seed(11)
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=0.2)
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
         rows = next(iter(loaders[2]))[0]
-        return model.double().eval(), rows[torch.arange(5)]
+        return draw_weights(model, std=0.2).double().eval(), rows[torch.arange(5)]
 
     return make
 
@@ -238,14 +232,4 @@ def test_ranking_equals_brute_force(latentr3, backbone, options):
 def test_every_variant_learns(build, options):
     _, model, loaders = build("LatentR3", embedding_dropout=0.0, **options)
     assert all(p.dtype == torch.float32 for p in model.reasoner.parameters())
-    batch = next(iter(loaders[0]))
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    losses = []
-    for _ in range(12):
-        optimizer.zero_grad()
-        loss = model.calculate_loss(batch)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] - 0.3
-    assert model.eval().full_sort_predict(batch[torch.arange(2)]).shape == (2, model.n_items)
+    assert_learns(model, loaders)
