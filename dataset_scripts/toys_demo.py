@@ -2,7 +2,7 @@
 
     python -m dataset_scripts.toys_demo
 
-Writes `dataset/toys_demo/`: RecBole files made by `dataset_scripts.amazon` from raw files in Amazon's 2018 schema, which lie in
+Writes `dataset/toys_demo/`: RecBole files made by `dataset_scripts.convert` from raw files in Amazon's 2018 schema, which lie in
 `dataset/toys_demo/raw/` beside `facets.json`, the truth behind the choices. No review, brand or product in it is real.
 
 The world: 10 themes x 8 categories are 80 product lines of 5 items; each item has a price band and an age besides, and its
@@ -21,7 +21,7 @@ from itertools import accumulate
 from pathlib import Path
 from random import Random
 
-from dataset_scripts import amazon
+from dataset_scripts.convert import KINDS, convert
 from recbole_flr.data.atomic import staged
 from recbole_flr.errors import FLRError
 
@@ -96,14 +96,13 @@ def prepare(data_path="dataset"):
         Path: the folder of the data set.
     """
     folder = Path(data_path) / NAME
-    kinds = ("train.inter", "valid.inter", "test.inter", "inter", "item")
     raw = ("raw/reviews.json.gz", "raw/meta.json.gz", "raw/facets.json")
-    if all((folder / name).is_file() for name in [*(f"{NAME}.{kind}" for kind in kinds), *raw]):
+    if all((folder / name).is_file() for name in [*(f"{NAME}.{kind}" for kind in KINDS), *raw]):
         return folder
     with staged(folder) as temporary:
         (temporary / "raw").mkdir()
         reviews, meta = _write_raw(temporary / "raw", seed=2020)
-        amazon.convert(reviews, meta, NAME, out=temporary / "out", min_items=0)
+        convert(reviews, NAME, temporary / "out", meta=meta, min_items=0)
         for path in (temporary / "out" / NAME).iterdir():
             path.rename(temporary / path.name)
         (temporary / "out" / NAME).rmdir()

@@ -15,7 +15,8 @@ Train, validate and test a model of recbole_flr or of RecBole.
   python run_recbole_flr.py --checkpoint=saved/FLR-movies-20260101-120000 --stages=grpo
 
   --model, -m NAME        FLR, LatentR3, BIGRec, or any RecBole model (SASRec, GRU4Rec, Caser, ...)
-  --dataset, -d NAME      toys_demo (made on the spot), ml-100k, toys, cds, games, instruments, movies, or your own
+  --dataset, -d NAME      toys_demo (made on the spot), ml-100k, or your own (README: Your own data); toys, cds, games,
+                          instruments, movies, toys-2023, ... are fetched and converted with --download=true
   --config_files A.yaml   yaml files with options; several separated by blanks
   --help, -h              this text; with --model=NAME, that model's options
 

@@ -41,7 +41,8 @@ def option_files(model, dataset):
 
     folder = properties_folder()
     shared = MODELS[model].shared_options if model in MODELS else ()
-    names = ["overall", *shared, f"model/{model}", f"dataset/{dataset}"]
+    category = str(dataset).removesuffix("-2023")  # a category's later release is read like the first
+    names = ["overall", *shared, f"model/{model}", f"dataset/{category}"]
     return [path for path in (folder / f"{name}.yaml" for name in names) if path.is_file()]
 
 

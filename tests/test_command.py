@@ -133,7 +133,7 @@ def test_a_missing_data_set_says_where_it_looked_and_the_three_ways(model, datas
     err = capsys.readouterr().err
     assert err.startswith(f"run_recbole_flr: data set '{dataset}'") and "Traceback" not in err
     assert str(Path("some where") / dataset / file) in err and str(tmp_path / "some where" / dataset) in err
-    assert "1. " in err and "dataset_scripts.amazon" in err and "2. " in err and "--data_path" in err and "3. " in err and "toys_demo" in err
+    assert "1. " in err and "dataset_scripts.convert" in err and "2. " in err and "--data_path" in err and "3. " in err and "toys_demo" in err
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

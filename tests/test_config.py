@@ -362,7 +362,7 @@ def test_a_converted_data_set_brings_its_own_options(tmp_path):
     import gzip
     import json as json_
 
-    from dataset_scripts.amazon import convert
+    from dataset_scripts.convert import convert
     from recbole_flr.data.catalog import Catalog
     from recbole_flr.data.loading import load_dataset
 
@@ -372,7 +372,7 @@ def test_a_converted_data_set_brings_its_own_options(tmp_path):
     for name, rows in (("reviews", reviews), ("meta", meta)):
         with gzip.open(tmp_path / f"{name}.gz", "wt") as file:
             file.writelines(json_.dumps(row) + "\n" for row in rows)
-    convert(tmp_path / "reviews.gz", tmp_path / "meta.gz", "books", tmp_path / "data", min_items=0)
+    convert(tmp_path / "reviews.gz", "books", tmp_path / "data", meta=tmp_path / "meta.gz", min_items=0)
     config = Config("FLR", "books", config_dict={"data_path": str(tmp_path / "data"), "state": "ERROR"})
     assert config["benchmark_filename"] == ["train", "valid", "test"] and config["title_escapes"] is True
     dataset = load_dataset(config)

@@ -196,6 +196,7 @@ def test_the_more_special_file_wins():
     assert options_for("FLR", "toys")["item_noun"].default == "toy"
     assert options_for("FLR", "nosuch")["item_noun"].default == "item"
     assert [path.stem for path in option_files("FLR", "toys")] == ["overall", "generative", "latent", "FLR", "toys"]
+    assert option_files("FLR", "toys-2023") == option_files("FLR", "toys")
     assert [path.stem for path in option_files("BIGRec", "nosuch")] == ["overall", "generative", "BIGRec"]
     assert [path.stem for path in option_files("NARM", "nosuch")] == ["overall"]
 

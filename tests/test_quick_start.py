@@ -169,7 +169,7 @@ def test_missing_data_is_explained(tmp_path, capsys):
     assert main(["--model=FLR", "--dataset=toys", f"--data_path={tmp_path}"]) == 2
     text = capsys.readouterr().err
     assert str(tmp_path / "toys") in text and "Traceback" not in text
-    for way in ("dataset_scripts.amazon", "download", "toys_demo"):
+    for way in ("dataset_scripts.convert", "--download=true", "toys_demo"):
         assert way in text
 
 

@@ -20,8 +20,6 @@ from recbole.utils import ModelType
 from recbole_flr.data.atomic import header, read_columns
 from recbole_flr.errors import DataError
 
-AMAZON = ("toys", "cds", "games", "instruments", "movies")
-
 
 @contextmanager
 def verbatim_reader():
@@ -54,30 +52,38 @@ def expected_files(config):
 
 
 def prepare_files(config):
-    """Make sure that the data set's files are there.
+    """Make sure that the data set's files are there: the demo is made, with `download` a category of Amazon is fetched.
 
     Raises:
-        DataError: saying where it looked and the three ways to get the files.
+        ConfigError: `download` is asked for a data set whose address is not known.
+        DataError: saying where it looked and the ways to get the files; or what the download or its conversion says.
     """
     name, folder = config["dataset"], Path(config["data_path"])
+    if all(path.is_file() for path in expected_files(config)):
+        return
+    from dataset_scripts import download, toys_demo
+
+    if name == toys_demo.NAME:
+        toys_demo.prepare(folder.parent)
+        return
+    if config["download"]:
+        download.prepare(name, folder.parent, show_progress=config["show_progress"])
     missing = [path for path in expected_files(config) if not path.is_file()]
     if not missing:
         return
-    if name == "toys_demo":
-        from dataset_scripts import toys_demo
-
-        toys_demo.prepare(folder.parent)
-        return
-    raw = " (the Amazon-2018 reviews and metadata of its category, Ni et al., EMNLP 2019)" if name in AMAZON else ""
-    names = ", ".join(path.name for path in expected_files(config))
-    raise DataError(
-        f"data set {name!r}: found no {missing[0]} (looked in {folder.resolve()}). Three ways to get it:\n"
-        f"  1. convert raw files{raw}:  python -m dataset_scripts.amazon --reviews REVIEWS --meta META --name {name} "
-        f"--out {folder.parent}\n"
-        f"  2. download the data set's atomic files ({names} and {name}.item; RecBole's data page has many) into that "
-        "folder, or say --data_path=FOLDER where FOLDER/" + name + " holds them\n"
-        "  3. try the made-up demo, which needs no files:  --dataset=toys_demo"
-    )
+    ways = [
+        f"convert raw files:  python -m dataset_scripts.convert --reviews REVIEWS --meta META --name {name} "
+        f"--out {folder.parent}",
+        f"download the data set's atomic files ({', '.join(path.name for path in expected_files(config))} and {name}.item; "
+        f"RecBole's data page has many) into that folder, or say --data_path=FOLDER where FOLDER/{name} holds them",
+        "try the made-up demo, which needs no files:  --dataset=toys_demo",
+    ]
+    if name in download.NAMES:
+        release, category = download.NAMES[name]
+        ways.insert(0, f"download and convert Amazon's {category} of {release}:  --download=true, or beforehand "
+                       f"python -m dataset_scripts.download {name} --convert --out {folder.parent}")
+    ways = "\n".join(f"  {number}. {way}" for number, way in enumerate(ways, 1))
+    raise DataError(f"data set {name!r}: found no {missing[0]} (looked in {folder.resolve()}). Ways to get it:\n{ways}")
 
 
 def check_columns(config):

@@ -147,10 +147,14 @@ def test_missing_files_are_named_with_the_ways_to_get_them(tmp_path, name, monke
     first = "toys.train.inter" if name == "toys" else "mini.inter"
     assert f"found no {Path('data') / name / first}" in message
     assert str(tmp_path / "data" / name) in message  # the whole path: where did it look?
-    assert "1. convert raw files" in message and f"python -m dataset_scripts.amazon --reviews REVIEWS --meta META --name {name}" in message
+    way = 2 if name == "toys" else 1
+    assert f"{way}. convert raw files:  python -m dataset_scripts.convert --reviews REVIEWS --meta META --name {name}" in message
     assert f"--name {name} --out data" in message
-    assert "2. download" in message and f"--data_path=FOLDER where FOLDER/{name} holds them" in message
-    assert "3. try the made-up demo, which needs no files:  --dataset=toys_demo" in message
+    assert f"{way + 1}. download" in message and f"--data_path=FOLDER where FOLDER/{name} holds them" in message
+    assert f"{way + 2}. try the made-up demo, which needs no files:  --dataset=toys_demo" in message
+    easiest = "1. download and convert Amazon's Toys_and_Games of 2018:  --download=true, or beforehand "
+    easiest += "python -m dataset_scripts.download toys --convert --out data"
+    assert (easiest in message) == (name == "toys")
     assert not (tmp_path / "data").exists()
 
 

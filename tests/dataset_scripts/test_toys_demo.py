@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from dataset_scripts import amazon, toys_demo
+from dataset_scripts import toys_demo
+from dataset_scripts.convert import convert
 from recbole_flr.data.atomic import header, read_columns, unescape
 
 
@@ -42,11 +43,13 @@ def raw(path):
 def test_size_and_files(folder, truth):
     assert sorted(tree(folder)) == [
         "raw/facets.json", "raw/meta.json.gz", "raw/reviews.json.gz",
-        "toys_demo.inter", "toys_demo.item", "toys_demo.test.inter", "toys_demo.train.inter", "toys_demo.valid.inter",
+        "toys_demo.inter", "toys_demo.item", "toys_demo.report.json", "toys_demo.test.inter", "toys_demo.train.inter", "toys_demo.valid.inter",
         "toys_demo.yaml",
     ]  # fmt: skip
     assert os.listdir(folder.parent) == ["toys_demo"]  # no temporary folder is left
-    assert header(folder / "toys_demo.item") == {"item_id": "token", "title": "token", "brand": "token"}
+    assert header(folder / "toys_demo.item") == {
+        "item_id": "token", "title": "token", "brand": "token", "categories": "token_seq", "price": "float",
+    }  # fmt: skip
     sizes = {kind: len(part(folder, kind)) for kind in ("train", "valid", "test")}
     assert 6000 <= sizes["train"] <= 8000
     assert sizes["valid"] > 700 and sizes["test"] > 700
@@ -150,9 +153,9 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, folder):
     assert all(other[name] != content for name, content in tree(tmp_path / "a").items())
 
 
-def test_the_conversion_is_that_of_the_amazon_script(tmp_path, folder):
+def test_the_conversion_is_that_of_the_converter(tmp_path, folder):
     raw_files = folder / "raw" / "reviews.json.gz", folder / "raw" / "meta.json.gz"
-    report = amazon.convert(*raw_files, "toys_demo", tmp_path, min_items=0)
+    report = convert(raw_files[0], "toys_demo", tmp_path, meta=raw_files[1], min_items=0)
     converted = {name: content for name, content in tree(folder).items() if not name.startswith("raw")}
     assert tree(tmp_path / "toys_demo") == converted
     assert (report["start"], report["end"], report["outside_window"]) == ("2017-10-01", "2018-11-01", 0)
@@ -162,7 +165,7 @@ def test_the_conversion_is_that_of_the_amazon_script(tmp_path, folder):
 def test_prepare_does_nothing_twice(tmp_path, monkeypatch):
     folder = toys_demo.prepare(tmp_path)
     before = tree(tmp_path)
-    monkeypatch.setattr(amazon, "convert", lambda *a, **kw: pytest.fail("converted again"))
+    monkeypatch.setattr(toys_demo, "convert", lambda *a, **kw: pytest.fail("converted again"))
     assert toys_demo.prepare(tmp_path) == folder == tmp_path / "toys_demo"
     assert tree(tmp_path) == before
 
@@ -180,7 +183,7 @@ def test_a_run_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def fails(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(amazon, "convert", fails)
+    monkeypatch.setattr(toys_demo, "convert", fails)
     with pytest.raises(KeyboardInterrupt):
         toys_demo.prepare(tmp_path / "dataset")
     assert os.listdir(tmp_path) == []

@@ -1,0 +1,149 @@
+"""Fetches Amazon's published reviews and metadata, and converts them.
+
+    python -m dataset_scripts.download toys                      # Toys_and_Games 2018 -> dataset/toys/raw/
+    python -m dataset_scripts.download cds games --convert       # and on to RecBole's files in dataset/cds, dataset/games
+    python -m dataset_scripts.download toys-2023 --convert       # the release of 2023; or: toys --release 2023
+
+The releases are those of Ni, Li and McAuley (EMNLP 2019; https://nijianmo.github.io/amazon) and of Hou et al. (arXiv
+2403.03952; https://amazon-reviews-2023.github.io). Neither states checksums: `fetch` checks the size, the conversion gzip's
+own checksum. What was cut short goes on where it stopped when the same command is run again.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from dataset_scripts.fetch import fetch
+from recbole_flr.errors import ConfigError, FLRError
+from recbole_flr.options import nearest
+
+BASE = "https://mcauleylab.ucsd.edu/public_datasets/data"
+OLDER_BASE = "https://datarepo.eng.ucsd.edu/mcauley_group/data"  # where the same tree was before
+CATEGORIES = {
+    "toys": "Toys_and_Games",
+    "cds": "CDs_and_Vinyl",
+    "games": "Video_Games",
+    "instruments": "Musical_Instruments",
+    "movies": "Movies_and_TV",
+}
+# Release -> what the names of its data sets end in, and paths below BASE of the reviews, of all reviews and of the metadata.
+# In 2018 the first is the 5-core of the whole time, far smaller: a k-core with k >= 5 of any window is a part of it.
+RELEASES = {
+    "2018": ("", "amazon_v2/categoryFilesSmall/{}_5.json.gz", "amazon_v2/categoryFiles/{}.json.gz",
+             "amazon_v2/metaFiles2/meta_{}.json.gz"),
+    "2023": ("-2023", "amazon_2023/raw/review_categories/{}.jsonl.gz", "amazon_2023/raw/review_categories/{}.jsonl.gz",
+             "amazon_2023/raw/meta_categories/meta_{}.jsonl.gz"),
+}  # fmt: skip
+NAMES = {
+    short + end: (release, category) for release, (end, *_) in RELEASES.items() for short, category in CATEGORIES.items()
+}
+
+
+def addresses(name, *, full=False, mirror=None):
+    """Addresses of a data set's reviews and metadata.
+
+    Args:
+        name: `toys` (2018), `toys-2023`, ...
+        full: all reviews of 2018, not only those in the 5-core.
+        mirror: what takes the place of `BASE`.
+
+    Returns:
+        tuple[str, str]: reviews, metadata.
+
+    Raises:
+        ConfigError: a name that is not known.
+    """
+    if name not in NAMES:
+        raise ConfigError(f"data set {name!r} is none of those whose address is known: {', '.join(NAMES)}; "
+                          f"the nearest is {nearest(name, NAMES)!r}")
+    release, category = NAMES[name]
+    _, reviews, all_reviews, meta = RELEASES[release]
+    base = (mirror or BASE).rstrip("/")
+    return tuple(f"{base}/{path.format(category)}" for path in (all_reviews if full else reviews, meta))
+
+
+def download(name, out="dataset", *, full=False, mirror=None, attempts=5, timeout=30, show_progress=True):
+    """Fetches what is missing of reviews and metadata into `<out>/<name>/raw`, under the names that they are published by.
+
+    Args:
+        name, full, mirror: as in `addresses`.
+        out: RecBole's data_path.
+        attempts, timeout, show_progress: as in `fetch`.
+
+    Returns:
+        tuple[Path, Path]: the files of reviews and metadata.
+
+    Raises:
+        ConfigError, DataError: as `addresses` and `fetch`.
+    """
+    advice = f"; or name another server: python -m dataset_scripts.download {name} --mirror URL, such as {OLDER_BASE}"
+    return tuple(
+        fetch(url, Path(out) / name / "raw" / url.rsplit("/", 1)[1], attempts=attempts, timeout=timeout,
+              show_progress=show_progress, advice=advice)
+        for url in addresses(name, full=full, mirror=mirror)
+    )  # fmt: skip
+
+
+def prepare(name, data_path="dataset", mirror=None, *, full=False, show_progress=True):
+    """Downloads and converts a data set, unless all its converted files are there.
+
+    Returns:
+        Path: the folder of the data set, with RecBole's files and `raw/`.
+
+    Raises:
+        ConfigError, DataError: as `download` and `dataset_scripts.convert.convert`.
+    """
+    from dataset_scripts.convert import KINDS, convert  # not above: it loads DuckDB, which a download does not need
+
+    addresses(name)
+    folder = Path(data_path) / name
+    if all((folder / f"{name}.{kind}").is_file() for kind in KINDS):
+        return folder
+    reviews, meta = download(name, data_path, full=full, mirror=mirror, show_progress=show_progress)
+    # The window of movies holds fewer than the 5,000 items for which it would slide; our tables keep its start.
+    options = {"min_items": 0} if name == "movies" else {}
+    convert(reviews, name, data_path, meta=meta, show_progress=show_progress, **options)
+    return folder
+
+
+def main(argv=None):
+    """The command line. Returns the exit status: 0; 2 after a one-line message; 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m dataset_scripts.download", description="Fetches Amazon reviews.")
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"data sets: {', '.join(NAMES)}")
+    parser.add_argument("--release", choices=list(RELEASES), help="`NAME --release 2023` is NAME-2023 (default: 2018)")
+    parser.add_argument("--out", default="dataset", help="RecBole's data_path; files go to OUT/NAME/raw (default: dataset)")
+    parser.add_argument("--full", action="store_true", help="all reviews of 2018 and not only their 5-core: for k < 5")
+    parser.add_argument("--mirror", metavar="URL", help=f"what takes the place of {BASE}")
+    parser.add_argument("--convert", action="store_true", help="convert as well; then OUT/NAME is ready for RecBole")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        names = [_with_release(name, args.release) for name in args.names]  # all, before the first is fetched
+        for name in names:
+            if args.convert:
+                print(prepare(name, args.out, args.mirror, full=args.full))
+            else:
+                print(*download(name, args.out, full=args.full, mirror=args.mirror), sep="\n")
+    except FLRError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        kept = Path(args.out) / "NAME" / "raw"
+        print(f"\ninterrupted; what has arrived is kept ({kept}/*.part): the same command goes on there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _with_release(name, release):
+    """The data set that is meant by a name of the command line and `--release`."""
+    end = RELEASES[release][0] if release else ""
+    name = name if end and name.endswith(end) else name + end
+    addresses(name)  # refuses what is not known
+    if release and NAMES[name][0] != release:
+        raise ConfigError(f"data set {name!r} is of the release {NAMES[name][0]}, but --release says {release}")
+    return name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

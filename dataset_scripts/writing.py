@@ -1,0 +1,112 @@
+"""Atomic files from numpy arrays: ids that RecBole can read, and lines put together as bytes, millions at a time."""
+
+import hashlib
+import re
+
+import numpy as np
+
+from recbole_flr.errors import DataError
+
+# RecBole splits lists at white space and reads with pandas, which takes quotes for quoting. Control characters end lines
+# for some readers; a lone surrogate cannot be written as UTF-8.
+_UNFIT = re.compile(r'[\s"\x00-\x1f\x7f-\x9f\ud800-\udfff]')
+_ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
+_CHUNK = 4 << 20  # bytes of padded lines at a time
+_LARGEST = 2 << 30  # bytes of an array of texts
+
+
+def fit_id(raw):
+    """An id as RecBole can read it; `urllib.parse.unquote` gives the raw one back.
+
+    Characters that do not fit are percent-encoded, as UTF-8; `%` too, in ids where it would be taken for such a code.
+    """
+    if not (_UNFIT.search(raw) or _ENCODED.search(raw)):
+        return raw
+    return re.sub("%|" + _UNFIT.pattern, lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8")), raw)
+
+
+def as_bytes(texts):
+    """Texts -> array of fixed width, UTF-8; the texts hold no NUL."""
+    encoded = [text.encode("utf-8") for text in texts] or [b""]
+    longest = max(encoded, key=len)
+    if len(longest) * len(encoded) > _LARGEST:
+        raise DataError(f"an id has {len(longest):,} bytes, too many beside {len(encoded):,} others; it begins with {longest[:40]!r}")
+    return np.array(encoded, dtype=np.bytes_)
+
+
+def seconds(microseconds):
+    """Times ([R] int64, not negative) -> [R] bytes: whole seconds as integers, others as shortest decimals."""
+    whole, fraction = np.divmod(microseconds, 10**6)
+    whole = whole.astype(np.bytes_)
+    if not fraction.any():
+        return whole
+    digits = (fraction[:, None] // 10 ** np.arange(5, -1, -1)) % 10
+    shown = np.cumsum(digits[:, ::-1], axis=1)[:, ::-1] > 0  # up to the last digit that is not 0
+    decimals = np.zeros((len(whole), 7), np.uint8)
+    decimals[:, 0] = np.where(fraction > 0, ord("."), 0)
+    decimals[:, 1:] = np.where(shown, digits + ord("0"), 0)
+    # A NUL inside is padding, too; `write_rows` drops it.
+    width = whole.dtype.itemsize
+    return np.concatenate([whole.view(np.uint8).reshape(-1, width), decimals], axis=1).reshape(-1).view(f"S{width + 7}")
+
+
+def numbers(values):
+    """Numbers ([R] float64) -> [R] bytes, as Python writes them."""
+    distinct, inverse = np.unique(values.view(np.int64), return_inverse=True)  # 0.0 and -0.0 are two
+    return as_bytes(map(repr, distinct.view(np.float64).tolist()))[inverse.reshape(-1)]
+
+
+def write_rows(path, header, fields, n_rows):
+    """Writes a table: a header, then one line a row, fields separated by tabs.
+
+    Args:
+        path: the new file.
+        header (str): first line.
+        fields (list of callable): slice of rows -> [rows] bytes; NULs in them are padding.
+        n_rows: number of rows.
+
+    Returns:
+        str: sha256 of the file.
+    """
+    with _Hashed(path) as out:
+        out.write(header.encode("utf-8") + b"\n")
+        width = sum(field(slice(0, 1)).nbytes + 1 for field in fields) if n_rows else 1
+        step = max(1, _CHUNK // width)
+        for begin in range(0, n_rows, step):
+            rows = slice(begin, min(begin + step, n_rows))
+            parts = []
+            for number, field in enumerate(fields):
+                values = np.ascontiguousarray(field(rows))
+                end = np.full((len(values), 1), ord("\n" if number == len(fields) - 1 else "\t"), np.uint8)
+                parts += [values.view(np.uint8).reshape(len(values), -1), end]
+            padded = np.concatenate(parts, axis=1).reshape(-1)
+            out.write(padded[padded != 0].tobytes())
+    return out.sha256
+
+
+def write_lines(path, lines):
+    """Writes text lines (without their ends); returns the sha256 of the file."""
+    with _Hashed(path) as out:
+        for line in lines:
+            if "\n" in line or "\r" in line:
+                raise ValueError(f"{path.name}: a line end inside the line {line!r}")
+            out.write(line.encode("utf-8") + b"\n")
+    return out.sha256
+
+
+class _Hashed:
+    """A file that is hashed while it is written."""
+
+    def __init__(self, path):
+        self._file, self._digest = open(path, "wb"), hashlib.sha256()
+
+    def __enter__(self):
+        return self
+
+    def write(self, data):
+        self._digest.update(data)
+        self._file.write(data)
+
+    def __exit__(self, *_):
+        self._file.close()
+        self.sha256 = self._digest.hexdigest()
