@@ -250,6 +250,8 @@ def comparable(data, kind):
     if re.search(rb"\d[-_/]\d|[\x0b\x0c\x1c-\x1f]|\xc2[\x85\xa0]|\xe1\x9a|\xe2[\x80\x81]|\xe3\x80", data):
         return False
     if kind == "csv":
+        if data.decode(errors="ignore").encode() != data:  # DuckDB looks at the columns alone that are used
+            return False
         head, *lines = data.split(b"\n")
         odd = re.compile(rb'[ \t]"|"[ \t]|^[ \t"]*\r*$')
         return head == SHOP.split(b"\n")[0] and not any(odd.search(line) for line in lines if line.strip())
