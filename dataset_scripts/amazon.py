@@ -33,7 +33,7 @@ def columns_of(source, schemas, release="auto"):
         release: a key of `schemas`, or `auto`.
 
     Returns:
-        tuple[str, dict]: the release, and role -> column, without columns that the file has not (JSON lines may have them later).
+        tuple[str, dict]: the release, and role -> column, without columns that the file has not.
 
     Raises:
         DataError: the file is of no release that is known, or not of the one that was said.
@@ -41,9 +41,12 @@ def columns_of(source, schemas, release="auto"):
     needed = ("user", "item", "time", "rating") if schemas is REVIEWS else ("item", "title")
     for name, columns in schemas.items():
         if release in ("auto", name) and all(columns[role] in source.fields for role in needed):
-            return name, {role: column for role, column in columns.items() if column in source.fields or source.format == "jsonl"}
+            any_line = source.format == "jsonl"  # a key need not be in the first lines
+            return name, {role: column for role, column in columns.items() if any_line or column in source.fields}
     expected = " or ".join(
-        f"{', '.join(columns[role] for role in needed)} ({name})" for name, columns in schemas.items() if release in ("auto", name)
+        f"{', '.join(columns[role] for role in needed)} ({name})"
+        for name, columns in schemas.items()
+        if release in ("auto", name)
     )
     raise DataError(
         f"{source.path}: no valid line with the columns of Amazon's files: expected {expected}, found "

@@ -1,15 +1,15 @@
 """Reviews, or any log of who chose what and when, -> RecBole benchmark files.
 
     python -m dataset_scripts.convert --reviews CDs_and_Vinyl_5.json.gz --meta meta_CDs_and_Vinyl.json.gz --name cds
-    python -m dataset_scripts.convert --reviews log.csv --columns user=customer,item=sku,time=bought_at,title=product --name shop
+    python -m dataset_scripts.convert --reviews log.csv --columns user=customer,item=sku,time=bought,title=name --name shop
 
 Amazon's files of 2018 and 2023 are recognised by themselves; of any other CSV, TSV, JSON-lines or Parquet file `--columns`
 says what its columns are. Files may be gzip or zstd. For Amazon's the rules are, by default, those of the D3 / LatentR3 line
 of work, so that the published splits come out row by row; for others there is no window. In this order:
 
 1. Lines. One that is not a row (no JSON object, wrong number of fields), or without user, item, time or (where there is such
-   a column) rating, is malformed. A user or item called as pandas calls missing values (`NA`, `null`, ...) is dropped; other ids
-   that RecBole could not read (blanks, tabs, quotes, ...) are percent-encoded. Times are UTC: seconds, milli-, micro- or
+   a column) rating, is malformed. A user or item called as pandas calls missing values (`NA`, `null`, ...) is dropped; other
+   ids that RecBole could not read (blanks, tabs, quotes, ...) are percent-encoded. Times are UTC: seconds, milli-, micro- or
    nanoseconds by their size, or ISO dates; one that is not positive or lies in the future is dropped.
 2. Titles. An item whose raw title is absent or holds `<span id` has none. Else `&quot;` and `&amp;` are unescaped, blanks
    and then quotes stripped from both ends, and a title of one character, of nothing but white space or of more than 20
@@ -64,16 +64,16 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
             show_progress=False):  # fmt: skip
     """Converts one data set; the rules are at the top of this module.
 
-    Writes `<out>/<name>/<name>.{train,valid,test}.inter`, `<name>.inter` (all kept reviews, in file order), `<name>.item` (in
-    metadata order: title and, if any kept item has them, brand, categories, price; text is escaped, see
-    `recbole_flr.data.atomic`), `<name>.yaml`, the options with which recbole_flr reads them, and `<name>.report.json`: all of
-    them or, on any error, none.
+    Writes `<out>/<name>/<name>.{train,valid,test}.inter`, `<name>.inter` (all kept reviews, in file order), `<name>.item`
+    (in metadata order: title and, if any kept item has them, brand, categories, price; text is escaped, see
+    `recbole_flr.data.atomic`), `<name>.yaml`, the options with which recbole_flr reads them, and `<name>.report.json`:
+    all of them or, on any error, none.
 
     Args:
-        reviews: the log; JSON lines, CSV, TSV or Parquet, the first three plain, gzip or zstd (told by content, not by name).
+        reviews: the log; JSON lines, CSV, TSV or Parquet, the first three plain, gzip or zstd (told by content, not name).
         meta: the items' titles, in a file of their own. Not needed if `columns` names a title.
-        columns (dict): role (user, item, time, title, rating, brand, category, price) -> column of `reviews`, for files that are
-            not Amazon's.
+        columns (dict): role (user, item, time, title, rating, brand, category, price) -> column of `reviews`, for files that
+            are not Amazon's.
         meta_columns (dict): the same of `meta` (item, title, ...); by default what `columns` says.
         format, meta_format: amazon-2018, amazon-2023, jsonl, csv, tsv, parquet, or auto.
         delimiter, quote: of CSV and TSV. An empty `quote`: fields are never quoted.
@@ -100,7 +100,8 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
         DataError: a file that cannot be read or written, has no valid line, or leaves too little.
         ConfigError: an option with an impossible value.
     """
-    given = {key: value for key, value in locals().items() if key not in ("reviews", "meta", "out", "show_progress", "memory_limit")}
+    not_given = ("reviews", "meta", "out", "show_progress", "memory_limit")  # what does not change the files
+    given = {key: value for key, value in locals().items() if key not in (*not_given, "not_given")}
     default = dict.fromkeys(amazon.PUBLISHED) | {"min_items": 0} if columns else amazon.PUBLISHED
     start = _utc(default["start"] if start == "default" else start, "start")
     end = _utc(default["end"] if end == "default" else end, "end")
@@ -130,8 +131,8 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
             write_lines(temporary / f"{name}.report.json", json.dumps(written, ensure_ascii=False, indent=1).split("\n"))
             shutil.rmtree(temporary / "spill", ignore_errors=True)
     except OSError as error:
-        raise DataError(f"cannot write {folder}: {error.strerror or error}; nothing was changed. Choose another --out, or make "
-                        "room there") from error  # fmt: skip
+        raise DataError(f"cannot write {folder}: {error.strerror or error}; nothing was changed. Choose another --out, or "
+                        "make room there") from error  # fmt: skip
     return report
 
 
@@ -148,8 +149,8 @@ def _sources(reviews, meta, columns, meta_columns, format, meta_format, delimite
     if columns:
         columns = _check_roles("columns", columns, ROLES, needed=("user", "item", "time"))
         if meta is None and "title" not in columns:
-            raise ConfigError(f"columns name no title; say title=COLUMN, or give the titles' file with --meta; the columns of {log.path} "
-                              f"are {listed(log.fields)}")  # fmt: skip
+            raise ConfigError("columns name no title; say title=COLUMN, or give the titles' file with --meta; the columns "
+                              f"of {log.path} are {listed(log.fields)}")  # fmt: skip
     else:
         release, columns = amazon.columns_of(log, amazon.REVIEWS, format if format in amazon.REVIEWS else "auto")
         if meta is None:
@@ -160,12 +161,13 @@ def _sources(reviews, meta, columns, meta_columns, format, meta_format, delimite
     if meta_columns:
         meta_columns = _check_roles("meta_columns", meta_columns, ("item", *ROLES[4:]), needed=("item", "title"))
     elif release or meta_format in amazon.METADATA:
-        _, meta_columns = amazon.columns_of(items, amazon.METADATA, meta_format if meta_format in amazon.METADATA else release)
+        release = meta_format if meta_format in amazon.METADATA else release
+        _, meta_columns = amazon.columns_of(items, amazon.METADATA, release)
     elif "title" in columns:
         meta_columns = {role: column for role, column in columns.items() if role in ("item", *ROLES[4:])}
     else:
-        raise ConfigError(f"no column of {items.path} is named as the title; say --meta-columns item=..,title=..; its columns are "
-                          f"{listed(items.fields)}")  # fmt: skip
+        raise ConfigError(f"no column of {items.path} is named as the title; say --meta-columns item=..,title=..; its "
+                          f"columns are {listed(items.fields)}")  # fmt: skip
     return (log, {role: column for role, column in columns.items() if role in ROLES[:4]}), (items, meta_columns)
 
 
@@ -198,15 +200,17 @@ def _load_reviews(database, source, columns, options, show_progress):
     malformed = counted.get(UNREADABLE, 0) + counted.get(rules.MALFORMED, 0) + len(lines.refused)
     total = sum(counted.values()) + len(lines.refused)
     if malformed == total:
-        raise DataError(f"{source.path}: no valid review among {total} lines; expected lines with {', '.join(log_columns.values())}")
+        expected = ", ".join(log_columns.values())
+        raise DataError(f"{source.path}: no valid review among {total} lines; expected lines with {expected}")
     untitled = sum(counted.get(state, 0) - titled.get(state, 0) for state in (rules.OK, rules.LOW_RATING))
     if untitled and not any(titled.values()):
-        raise DataError(f"{source.path}: none of its {total - malformed} reviews is of an item with a usable title; do reviews and titles "
-                        "belong together?")  # fmt: skip
+        raise DataError(f"{source.path}: none of its {total - malformed} reviews is of an item with a usable title; do "
+                        "reviews and titles belong together?")  # fmt: skip
     units = database.rows(f"SELECT unit, count(*) FROM reviews WHERE NOT ({bad}) GROUP BY unit ORDER BY unit")
     units = {rules.UNIT_NAMES[code]: count for code, count in units}
     return {
-        "lines": total, "malformed": malformed, "malformed_lines": lines.first(first, N_LINES), "bad_ids": counted.get(rules.BAD_ID, 0),
+        "lines": total, "malformed": malformed, "malformed_lines": lines.first(first, N_LINES),
+        "bad_ids": counted.get(rules.BAD_ID, 0),
         "bad_times": counted.get(rules.BAD_TIME, 0), "time_units": units, "without_title": untitled,
         "low_rating": titled.get(rules.LOW_RATING, 0), "ok": titled.get(rules.OK, 0),
         "reviews_sha256": {source.path.name: lines.check.sha256},
@@ -276,7 +280,8 @@ def _write(database, report, folder, name, max_history, split, ratios, with_rati
         outputs[f"{name}.{part}.inter"] = write_rows(
             folder / f"{name}.{part}.inter", "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float",
             [lambda chosen, target=target: users[user_of[target[chosen]]], history,
-             lambda chosen, target=target: items[item_of[target[chosen]]], lambda chosen, target=target: seconds(time_of[target[chosen]])],
+             lambda chosen, target=target: items[item_of[target[chosen]]],
+             lambda chosen, target=target: seconds(time_of[target[chosen]])],
             len(target),
         )  # fmt: skip
         report[part] = len(target)
@@ -309,7 +314,7 @@ def _users(database, row, user, n_lines):
 
 
 def _items(database, item):
-    """Ids of the kept items in metadata order, of each review its item's place among them, the lines of `.item`, and counts."""
+    """Ids of the kept items in metadata order, of each review its item's place among them, lines of `.item`, and counts."""
     kept, inverse = np.unique(item, return_inverse=True)  # codes are in metadata order
     table = database.arrays("""SELECT item, title, brand, category, price FROM items JOIN kept ON items.rowid = kept.value
         ORDER BY kept.value""", kept=kept)  # fmt: skip
@@ -319,11 +324,13 @@ def _items(database, item):
     for title in titles:
         of_title[title] = of_title.get(title, 0) + 1
     fields = {"item_id:token": ids, "title:token": [escape(title) for title in titles],
-              "brand:token": [escape(brand or "") for brand in brands], "categories:token_seq": list(map(_categories, categories)),
+              "brand:token": [escape(brand or "") for brand in brands],
+              "categories:token_seq": list(map(_categories, categories)),
               "price:float": list(map(_price, prices))}  # fmt: skip
     fields = {field: values for field, values in fields.items() if any(values)}
     lines = ["\t".join(fields), *map("\t".join, zip(*fields.values()))]
-    counts = {"distinct_titles": len(of_title), "items_sharing_title": sum(count for count in of_title.values() if count > 1),
+    counts = {"distinct_titles": len(of_title),
+              "items_sharing_title": sum(count for count in of_title.values() if count > 1),
               "escaped_ids": sum(1 for one, other in zip(raw, ids) if one != other)}  # fmt: skip
     return ids, inverse.reshape(-1), lines, counts
 
@@ -364,7 +371,8 @@ def _check_roles(option, columns, roles, needed):
     missing = [role for role in needed if role not in columns]
     if unknown or missing:
         found = f"has an unknown role {unknown[0]!r}" if unknown else f"lacks {', '.join(missing)}"
-        raise ConfigError(f"{option} {found}; expected ROLE=COLUMN,... with roles {', '.join(roles)} (needed: {', '.join(needed)})")
+        raise ConfigError(f"{option} {found}; expected ROLE=COLUMN,... with roles {', '.join(roles)} "
+                          f"(needed: {', '.join(needed)})")  # fmt: skip
     return columns
 
 
@@ -384,7 +392,8 @@ def _check_options(name, start, end, k, min_items, step_months, max_history, rat
         found = f"k {k}, step_months {step_months}, max_history {max_history}, min_items {min_items}"
         raise ConfigError(f"found {found}; expected at least 1, for min_items at least 0")
     if min_items and start is None:
-        raise ConfigError(f"min_items is {min_items}, but without a start there is nothing to move back; give --start or leave it out")
+        raise ConfigError(f"min_items is {min_items}, but without a start there is nothing to move back; give --start, or "
+                          "leave it out")  # fmt: skip
     if len(ratios) != 3 or min(ratios) < 0 or abs(sum(ratios) - 1) > 1e-9 or not all(map(math.isfinite, ratios)):
         raise ConfigError(f"ratios are {ratios}; expected three shares (train, valid, test) that add up to 1")
     if split not in SPLITS:
@@ -427,8 +436,10 @@ def _shares(text):
 
 def parser():
     """The argparse parser; the name of every option is that of `convert`."""
-    command = argparse.ArgumentParser(prog="python -m dataset_scripts.convert", formatter_class=argparse.RawDescriptionHelpFormatter,
-                                      description="A log of who chose what and when -> RecBole files.\n\n" + __doc__.split("\n\n", 1)[1])
+    command = argparse.ArgumentParser(
+        prog="python -m dataset_scripts.convert", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="A log of who chose what and when -> RecBole files.\n\n" + __doc__.split("\n\n", 1)[1],
+    )  # fmt: skip
     add = command.add_argument
     add("--reviews", "--interactions", required=True, help="the log: JSON lines, CSV, TSV or Parquet; plain, gzip or zstd")
     add("--name", required=True, help="name of the data set")
@@ -436,9 +447,9 @@ def parser():
     add("--out", default="dataset", help="RecBole's data_path; the files go to OUT/NAME (default: dataset)")
     files = command.add_argument_group("what the files are")
     add = files.add_argument
-    add("--columns", type=_pairs, help="user=..,item=..,time=..[,title=..][,rating=..][,brand=..][,category=..][,price=..]: the "
-        "columns of a log that is not Amazon's")
-    add("--meta-columns", type=_pairs, help="item=..,title=..[,brand=..]...: the columns of --meta (default: those of --columns)")
+    add("--columns", type=_pairs, help="user=..,item=..,time=..[,title=..][,rating=..][,brand=..][,category=..][,price=..]: "
+        "the columns of a log that is not Amazon's")
+    add("--meta-columns", type=_pairs, help="item=..,title=..[,brand=..]..: columns of --meta (default: those of --columns)")
     formats = ("auto", *amazon.REVIEWS, *FORMATS)
     add("--format", default="auto", choices=formats, help="of --reviews (default: told by its content)")
     add("--meta-format", default="auto", choices=formats, help="of --meta (default: told by its content)")
@@ -464,7 +475,8 @@ def parser():
     add("--max-history", type=int, default=10, help="longest history, in items (default: 10)")
     add("--split", default="ratio", choices=SPLITS, help="by time over all users, or each user's last two (default: ratio)")
     add("--ratios", type=_shares, default=(0.8, 0.1, 0.1), help="train,valid,test of --split ratio (default: 0.8,0.1,0.1)")
-    add("--memory-limit", default="200MB", help="of the tables in memory; beyond it they go to disk, beside the output (default: 200MB)")
+    add("--memory-limit", default="200MB", help="of the tables in memory; beyond it they go to disk, beside the output "
+        "(default: 200MB)")
     return command
 
 
@@ -473,7 +485,8 @@ def main(argv=None):
     options = vars(parser().parse_args(argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        report = convert(options.pop("reviews"), options.pop("name"), options.pop("out"), show_progress=sys.stderr.isatty(), **options)
+        reviews, name, out = (options.pop(option) for option in ("reviews", "name", "out"))
+        report = convert(reviews, name, out, show_progress=sys.stderr.isatty(), **options)
     except FLRError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2

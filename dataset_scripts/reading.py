@@ -23,7 +23,9 @@ import duckdb
 import numpy as np
 from tqdm import tqdm
 
-from dataset_scripts.sources import Check, Source, broken_parquet, csv_limit, first_line, listed, literal, parse_json, unglobbed
+from dataset_scripts.sources import (
+    Check, Source, broken_parquet, csv_limit, first_line, listed, literal, parse_json, unglobbed,
+)  # fmt: skip
 from recbole_flr.errors import ConfigError, DataError
 
 ROLES = ("user", "item", "time", "rating", "title", "brand", "category", "price")
@@ -74,7 +76,7 @@ class Database:
 
     def insert(self, table, rows):
         """Appends rows (lists of a number and texts) to a table."""
-        types = ["BIGINT[]", *["VARCHAR[]"] * (len(rows[0]) - 1)]  # lists of columns: thousands of times as fast as executemany
+        types = ["BIGINT[]", *["VARCHAR[]"] * (len(rows[0]) - 1)]  # whole columns: a hundred times as fast as executemany
         self.run(f"INSERT INTO {table} SELECT {', '.join(f'unnest(?::{kind})' for kind in types)}", [*map(list, zip(*rows))])
 
     def arrays(self, query, **tables):
@@ -110,9 +112,9 @@ def load(database, table, source, columns, select, show_progress=False):
         table: name of the new table.
         source: Source.
         columns (dict): role -> name of the column in the file.
-        select (callable): the SQL of something with the roles as VARCHAR columns (null where the file has nothing; a category
-            may be a JSON array as text) and `doubtful` (an id may be a JSON list or object) -> the SQL of the table. It has a
-            column `state`, `UNREADABLE` where user, item and time are null, or it is doubtful.
+        select (callable): the SQL of something with the roles as VARCHAR columns (null where the file has nothing; a
+            category may be a JSON array as text) and `doubtful` (an id may be a JSON list or object) -> the SQL of the
+            table. It has a column `state`, `UNREADABLE` where user, item and time are null, or it is doubtful.
         show_progress: a bar on stderr.
 
     Returns:
@@ -129,7 +131,8 @@ def load(database, table, source, columns, select, show_progress=False):
         check.finish()  # a broken file has a clearer message than its first effect
         odd = "state machine" in str(error) and source.format in ("csv", "tsv")  # line ends of several kinds
         if "maximum_object_size" in str(error):
-            raise DataError(f"{source.path} has a line of more than {_LONGEST >> 20} MB; is it one JSON object a line?") from error
+            limit = f"{_LONGEST >> 20} MB"
+            raise DataError(f"{source.path} has a line of more than {limit}; is it one JSON object a line?") from error
         if not odd:
             raise DataError(f"cannot read {source.path}: {error}") from error
     except duckdb.Error as error:  # even DuckDB's internal ones
@@ -141,7 +144,8 @@ def load(database, table, source, columns, select, show_progress=False):
         if odd or (source.readable == source.path and _quotes_astray(database, table, check)):
             source.readable = _rewritten(source, database.folder / f"{table}.csv")
             _create(database, table, source, columns, select, show_progress)
-        for number, blank in database.rows(f"SELECT line, bool_and({_BLANK}) FROM reject_errors GROUP BY line ORDER BY line"):
+        refused = f"SELECT line, bool_and({_BLANK}) FROM reject_errors GROUP BY line ORDER BY line"
+        for number, blank in database.rows(refused):
             (lines.blank if blank else lines.refused).append(number)
     if source.format == "jsonl":
         _second_look(database, table, lines, columns, select)
@@ -193,12 +197,13 @@ def check_columns(source, columns):
         raise DataError(f"{source.path} has no column {', '.join(missing)}; its columns are {there}")
     twice = [name for name in columns.values() if source.fields.count(name) > 1]
     if twice:
-        raise DataError(f"{source.path} has {source.fields.count(twice[0])} columns {twice[0]!r}; rename those that are not meant")
+        found = f"{source.fields.count(twice[0])} columns {twice[0]!r}"
+        raise DataError(f"{source.path} has {found}; rename those that are not meant")
     names = {name.lower(): name for name in columns.values()}
     alike = [name for name in columns.values() if names[name.lower()] != name]
     if alike and source.format == "jsonl":
-        raise DataError(f"the keys {alike[0]!r} and {names[alike[0].lower()]!r} of {source.path} differ in case alone, which "
-                        "DuckDB cannot tell apart; rename one of them")  # fmt: skip
+        found = f"the keys {alike[0]!r} and {names[alike[0].lower()]!r} of {source.path}"
+        raise DataError(f"{found} differ in case alone, which DuckDB cannot tell apart; rename one of them")
 
 
 def _scan(source, columns):
@@ -207,12 +212,13 @@ def _scan(source, columns):
     compression = f"'{source.compression if source.readable == source.path else 'none'}'"
     if source.format == "jsonl":
         types = ", ".join(f"{literal(name)}: '{kind}'" for name, kind in _json_types(columns).items())
-        return (f"read_json({path}, format = 'newline_delimited', ignore_errors = true, columns = {{{types}}}, "
-                f"maximum_object_size = {_LONGEST}, hive_partitioning = false, compression = {compression})")  # fmt: skip
+        return (f"read_json({path}, format = 'newline_delimited', records = true, ignore_errors = true, "
+                f"columns = {{{types}}}, maximum_object_size = {_LONGEST}, hive_partitioning = false, "
+                f"compression = {compression})")  # fmt: skip
     if source.format == "parquet":
         return f"read_parquet({path}, hive_partitioning = false)"
-    # By place, as names may repeat, and as DuckDB does not tell upper from lower case. Where fields may be quoted its threads
-    # may begin inside a quoted field without noticing, so there is one.
+    # By place, as names may repeat, and as DuckDB does not tell upper from lower case. Where fields may be quoted its
+    # threads may begin inside a quoted field without noticing, so there is one.
     types = ", ".join(f"c{place}: 'VARCHAR'" for place in range(len(source.fields)))
     names = ", ".join(f"'c{place}'" for place in range(len(source.fields)))
     quote = literal(source.quote)
@@ -229,7 +235,7 @@ def _json_types(columns):
 
 
 def _raw(source, columns):
-    """Every role as VARCHAR, null where the file has none; and whether an id may be a list or object, of which DuckDB gives the text."""
+    """Every role as VARCHAR, null where the file has none; and whether an id may be a list or object, given as text."""
     roles = [f"{_text(source, role, columns) if role in columns else 'NULL::VARCHAR'} AS {role}" for role in ROLES]
     doubts = ["false"]
     if source.format == "jsonl":
@@ -248,7 +254,8 @@ def _text(source, role, columns):
         if _json_types(columns)[name] == "VARCHAR":
             return column
         array = f"WHEN starts_with({column}::VARCHAR, '[') THEN {column}::VARCHAR" if role == "category" else ""
-        return f"CASE WHEN regexp_matches({column}::VARCHAR, '^(\"|-?[0-9])') THEN {column} ->> '$' {array} END"  # no NaN, no true
+        text = f"regexp_matches({column}::VARCHAR, '^(\"|-?[0-9])')"  # a string or number, no NaN, no true
+        return f"CASE WHEN {text} THEN {column} ->> '$' {array} END"
     kind = source.types[name]
     if kind.endswith("]") and role == "category":
         return f"to_json({column})::VARCHAR"
@@ -278,7 +285,7 @@ def _quotes_astray(database, table, check):
 
 
 def _rewritten(source, copy):
-    """A plain copy of a CSV file as Python's csv module reads it: ends of lines of one kind, all fields quoted, the same line numbers."""
+    """A plain copy of a CSV file as Python's csv module reads it: one kind of line ends, fields quoted, no line moved."""
     copy.parent.mkdir(exist_ok=True)
     text = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     with csv_limit(_LONGEST), source.open() as raw, io.TextIOWrapper(raw, **text) as lines, open(copy, "w", **text) as out:
@@ -318,7 +325,7 @@ class Lines:
     total: int = None
 
     def first(self, rows, limit):
-        """The first line numbers of the given rows (from 0, ascending) and of refused records; of Parquet row numbers from 1."""
+        """The first line numbers of rows (from 0, ascending) and of refused records; of Parquet row numbers from 1."""
         rows = rows[:limit]
         if self.source.format == "parquet":
             return [row + 1 for row in rows]
@@ -435,6 +442,6 @@ def _as_text(role, value):
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:  # half of a surrogate pair, which no file can hold: an id that is none; in a text it becomes U+FFFD
+    except UnicodeEncodeError:  # half of a surrogate pair, which no file can hold: no id; in a text it becomes U+FFFD
         return None if role in ID_ROLES else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text

@@ -7,9 +7,10 @@ or in the future), without_title, low_rating, outside_window, repeated, below_k,
 from tabulate import tabulate
 
 _DROPPED = {
-    "malformed": "malformed", "bad_ids": "id that reads as a missing value", "bad_times": "time not positive or in the future",
-    "without_title": "item without usable title", "low_rating": "rating below the least", "outside_window": "outside the window",
-    "repeated": "repeated (user, item)", "below_k": "below the k-core",
+    "malformed": "malformed", "bad_ids": "id that reads as a missing value",
+    "bad_times": "time not positive or in the future", "without_title": "item without usable title",
+    "low_rating": "rating below the least", "outside_window": "outside the window", "repeated": "repeated (user, item)",
+    "below_k": "below the k-core",
 }  # fmt: skip
 
 
@@ -22,6 +23,7 @@ def print_report(report):
         "outside_window": f"{report['start']} to {report['end']}",
         "bad_times": "units: " + ", ".join(f"{unit} {count:,}" for unit, count in report["time_units"].items()),
     }
+    titled = f"{report['titled']:,} items with a title"
     rows += [("- " + label, report[key], notes.get(key, "")) for key, label in _DROPPED.items()]
     rows += [
         ("= kept", report["kept"], f"{report['first']} to {report['last']}"),
@@ -30,7 +32,7 @@ def print_report(report):
         ("ids percent-encoded", report["escaped_ids"], ""),
         ("density", f"{report['density']:.2e}", ""),
         *((part, report[part], "rows") for part in ("train", "valid", "test")),
-        ("metadata lines", report["meta"], f"{report['meta_malformed']:,} malformed; {report['titled']:,} items with a title"),
+        ("metadata lines", report["meta"], f"{report['meta_malformed']:,} malformed; {titled}"),
     ]
     if len(report["windows"]) > 1:
         rows += [("window from", start, f"{items:,} items") for start, items in report["windows"]]

@@ -50,8 +50,8 @@ def usable_title(title, stripped, max_words=20, min_chars=2, drop_markup=False):
         min_chars: characters that it must have.
         drop_markup: refuse titles with any left-over `<span`, not only those with `<span id`.
     """
-    usable = [f"NOT contains({title}, '{'<span' if drop_markup else '<span id'}')", f"length({stripped}) >= {int(min_chars)}",
-              f"regexp_matches({stripped}, '[^{_SPACES}]')"]  # fmt: skip
+    usable = [f"NOT contains({title}, '{'<span' if drop_markup else '<span id'}')",
+              f"length({stripped}) >= {int(min_chars)}", f"regexp_matches({stripped}, '[^{_SPACES}]')"]  # fmt: skip
     if max_words:
         usable.append(f"length({stripped}) - length(replace({stripped}, ' ', '')) < {int(max_words)}")
     return " AND ".join(usable)
@@ -94,7 +94,8 @@ def review_query(rows, *, with_rating, unit, format, now, min_rating):
     time, unit = microseconds("time", unit, format)
     # Not `IN`: DuckDB makes a join of a long list, and a join does not keep the rows in order.
     words, longest = quoted("|".join(map(re.escape, sorted(RESERVED_IDS)))), max(map(len, RESERVED_IDS))
-    reserved = " OR ".join(f"(length({role}) <= {longest} AND regexp_full_match({role}, {words}))" for role in ("user", "item"))
+    reserved = f"(length({{0}}) <= {longest} AND regexp_full_match({{0}}, {words}))"
+    reserved = " OR ".join(reserved.format(role) for role in ("user", "item"))
     malformed = "nullif(user, '') IS NULL OR nullif(item, '') IS NULL OR time IS NULL"
     if with_rating:
         malformed += " OR NOT coalesce(isfinite(rating), false)"
@@ -105,8 +106,8 @@ def review_query(rows, *, with_rating, unit, format, now, min_rating):
     columns = f"""user, item, {time} AS time, {unit} AS unit, try_cast(rating AS DOUBLE) AS rating,
         doubtful, user IS NULL AND item IS NULL AND time IS NULL AS nothing"""
     well = f"state IN ({OK}, {LOW_RATING})"
-    return f"""SELECT state, CASE WHEN {well} THEN user END AS user, CASE WHEN {well} THEN item END AS item, rating, time, unit
-        FROM (SELECT *, {state} AS state FROM (SELECT {columns} FROM {rows}))"""
+    return f"""SELECT state, CASE WHEN {well} THEN user END AS user, CASE WHEN {well} THEN item END AS item,
+        rating, time, unit FROM (SELECT *, {state} AS state FROM (SELECT {columns} FROM {rows}))"""
 
 
 def item_query(rows, **title_rule):
@@ -114,8 +115,8 @@ def item_query(rows, **title_rule):
     brand = f"trim(trim(regexp_replace({unescape_html('brand')}, '[{_SPACES}]+', ' ', 'g'), ' '), '\"')"
     state = f"CASE WHEN nullif(item, '') IS NULL OR doubtful THEN {UNREADABLE} ELSE {OK} END::UTINYINT AS state"
     usable = usable_title("title", "stripped", **title_rule)
-    return f"""SELECT {state}, item, CASE WHEN {usable} THEN stripped END AS title, nullif({brand}, '') AS brand, category, price
-        FROM (SELECT *, {stripped_title('title')} AS stripped FROM {rows})"""
+    return f"""SELECT {state}, item, CASE WHEN {usable} THEN stripped END AS title, nullif({brand}, '') AS brand,
+        category, price FROM (SELECT *, {stripped_title('title')} AS stripped FROM {rows})"""
 
 
 # ---- windows and k-core ------------------------------------------------------------------------------------------------
@@ -130,8 +131,8 @@ def slide(load, start, end, k, min_items, step_months, drop_repeats):
         start, end: datetimes, or None for no bound.
 
     Returns:
-        tuple: the columns, places of the kept rows in them, and a dict of `inside`, `repeated` and `below_k` (numbers of reviews),
-        `k_core_rounds` (reviews dropped in each), `windows` ([start, items] of each that was tried) and `start`.
+        tuple: the columns, places of the kept rows in them, and a dict of `inside`, `repeated` and `below_k` (numbers of
+        reviews), `k_core_rounds` (reviews dropped in each), `windows` ([start, items] of each that was tried) and `start`.
 
     Raises:
         DataError: nothing or too little remains.
@@ -157,10 +158,11 @@ def slide(load, start, end, k, min_items, step_months, drop_repeats):
         windows.append([iso(start), n_items])
         _log.info("window %s to %s: %d reviews, %d items in the %d-core", iso(start), iso(end), len(places), n_items, k)
         if n_items >= max(min_items, 1):
-            return columns, places, {**counts, "below_k": sum(rounds), "k_core_rounds": rounds, "windows": windows, "start": start}
+            counts.update(below_k=sum(rounds), k_core_rounds=rounds, windows=windows, start=start)
+            return columns, places, counts
         if not min_items:
-            raise DataError(f"nothing remains of {counts['inside']} reviews from {iso(start)} to {iso(end)} in the {k}-core; "
-                            "lower --k or widen the window")
+            found = f"nothing remains of {counts['inside']} reviews from {iso(start)} to {iso(end)} in the {k}-core"
+            raise DataError(f"{found}; lower --k or widen the window")
         start = None if start is None else months_back(first_start, len(windows) * step_months)
         if start is None or start < OLDEST_START:
             found = f"{n_items} items remain even from {windows[-1][0]}, fewer than the {min_items} wanted"

@@ -121,7 +121,7 @@ def _head(path):
     try:
         str(path).encode("utf-8")  # DuckDB and the report need it
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise DataError(f"{path} is no regular file, and it is read more than once; write what it gives into a file first")
+            raise DataError(f"{path} is no regular file, and it is read more than once; write what it gives into a file")
         with open(path, "rb") as raw:
             start = raw.read(4)
             compression = next((name for name, magic in _MAGIC.items() if magic.match(start)), "none")
@@ -193,7 +193,8 @@ def _recognise_csv(path, format, compression, text, delimiter, quote):
 def _recognise_parquet(path):
     with duckdb.connect() as connection:
         try:
-            rows = connection.execute(f"DESCRIBE SELECT * FROM read_parquet({literal(unglobbed(path))}, hive_partitioning = false)").fetchall()
+            table = f"read_parquet({literal(unglobbed(path))}, hive_partitioning = false)"
+            rows = connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()
         except duckdb.Error as error:
             raise broken_parquet(path, error) from error
     types = {row[0]: row[1] for row in rows}
@@ -245,9 +246,9 @@ class Check(threading.Thread):
     """Reads all bytes of a file beside DuckDB.
 
     After `join`: `sha256` of the file as it lies there; of its (decompressed) content `line_ends`, how many line feeds it
-    has, `ends_open`, whether there is something but white space behind the last one, `steps`, how many line feeds are in the
-    first 0, 1, 2, ... times `STEP` bytes (of a file that is not compressed), and `quotes`, how many characters that may quote
-    a field (of CSV). `finish` raises what was wrong.
+    has, `ends_open`, whether there is something but white space behind the last one, `steps`, how many line feeds are in
+    the first 0, 1, 2, ... times `STEP` bytes (of a file that is not compressed), and `quotes`, how many characters that may
+    quote a field (of CSV). `finish` raises what was wrong.
     """
 
     STEP = 1 << 20

@@ -30,7 +30,8 @@ def as_bytes(texts):
     encoded = [text.encode("utf-8") for text in texts] or [b""]
     longest = max(encoded, key=len)
     if len(longest) * len(encoded) > _LARGEST:
-        raise DataError(f"an id has {len(longest):,} bytes, too many beside {len(encoded):,} others; it begins with {longest[:40]!r}")
+        found = f"an id has {len(longest):,} bytes, too many beside {len(encoded):,} others"
+        raise DataError(f"{found}; it begins with {longest[:40]!r}")
     return np.array(encoded, dtype=np.bytes_)
 
 

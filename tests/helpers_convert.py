@@ -59,7 +59,10 @@ def meta_of(n_items=6):
 
 def simple(folder, n_users=6, n_items=6, suffix=""):
     """Files of Amazon's of which nothing is dropped for k <= 6; 30 samples come out. Returns their paths."""
-    files = write(folder / f"reviews.json{suffix}", reviews_of(n_users, n_items)), write(folder / f"meta.json{suffix}", meta_of(n_items))
+    files = (
+        write(folder / f"reviews.json{suffix}", reviews_of(n_users, n_items)),
+        write(folder / f"meta.json{suffix}", meta_of(n_items)),
+    )
     return files
 
 

@@ -12,7 +12,8 @@ from urllib.parse import unquote
 import duckdb
 import pytest
 from helpers_convert import (
-    COLUMNS, DAY, KINDS, PARTS, ROOT, START, check_set, json_lines, lines, meta_of, output, pack, reviews_of, sha256, shop, simple, tree, write,
+    COLUMNS, DAY, KINDS, PARTS, ROOT, START, check_set, json_lines, lines, meta_of, output, pack, reviews_of, sha256, shop,
+    simple, tree, write,
 )  # fmt: skip
 from helpers_data import make_config
 
@@ -93,14 +94,16 @@ def test_content_tells_the_format_whatever_the_name(tmp_path, suffix, as_name):
 def as_2023(rows):
     """Reviews of 2018 in the schema of 2023. `asin` is a variant of the item there, `title` that of the review."""
     return [
-        {"rating": row["overall"], "title": "Great", "asin": "X" + row["asin"], "parent_asin": row["asin"], "user_id": row["reviewerID"],
+        {"rating": row["overall"], "title": "Great", "asin": "X" + row["asin"], "parent_asin": row["asin"],
+         "user_id": row["reviewerID"],
          "timestamp": row["unixReviewTime"] * 1000 + 123} for row in rows
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_amazon_2023(tmp_path, suffix):
-    meta = [{"title": f"Toy {item}", "store": "Us", "categories": ["Toys & Games", "Dice"], "price": 9.5 + item, "parent_asin": f"B{item}",
+    meta = [{"title": f"Toy {item}", "store": "Us", "categories": ["Toys & Games", "Dice"], "price": 9.5 + item,
+             "parent_asin": f"B{item}",
              "main_category": "Toys"} for item in range(6)]  # fmt: skip
     reviews = write(tmp_path / f"reviews.jsonl{suffix}", as_2023(reviews_of()))
     report, found = converted(tmp_path, reviews, meta=write(tmp_path / f"meta.jsonl{suffix}", meta), min_items=0)
@@ -111,7 +114,9 @@ def test_amazon_2023(tmp_path, suffix):
 
 
 def test_amazon_2023_as_csv_of_ratings(tmp_path):
-    rows = "".join(f"{row['user_id']},{row['parent_asin']},{row['rating']},{row['timestamp']}\n" for row in as_2023(reviews_of()))
+    rows = "".join(
+        f"{row['user_id']},{row['parent_asin']},{row['rating']},{row['timestamp']}\n" for row in as_2023(reviews_of())
+    )
     reviews = write(tmp_path / "ratings.csv.gz", b"user_id,parent_asin,rating,timestamp\n" + rows.encode())
     meta = write(tmp_path / "meta.jsonl", [{"parent_asin": f"B{item}", "title": f"Toy {item}"} for item in range(6)])
     report, found = converted(tmp_path, reviews, meta=meta, min_items=0)
@@ -146,16 +151,22 @@ def test_the_release_can_be_said(tmp_path):
 def as_table(rows, separator=",", end="\n", quote='"'):
     """Bytes of a CSV file, every field quoted."""
     q = quote
-    text = [separator.join(f"{q}{str(value).replace(q, q + q) if q else value}{q}" for value in row.values()) for row in rows]
+    text = [
+        separator.join(f"{q}{str(value).replace(q, q + q) if q else value}{q}" for value in row.values()) for row in rows
+    ]
     return (end.join([separator.join(rows[0]), *text]) + end).encode()
 
 
 TABLES = {
-    "csv": as_table(shop()), "crlf": as_table(shop(), end="\r\n"), "cr": as_table(shop()).replace(b"\n", b"\r\n", 9), "tsv": as_table(shop(), "\t"),
-    "semicolon": as_table(shop(), ";"), "pipe": as_table(shop(), "|"), "bare": as_table(shop(), quote=""), "bare tsv": as_table(shop(), "\t", quote=""),
+    "csv": as_table(shop()), "crlf": as_table(shop(), end="\r\n"), "cr": as_table(shop()).replace(b"\n", b"\r\n", 9),
+    "tsv": as_table(shop(), "\t"),
+    "semicolon": as_table(shop(), ";"), "pipe": as_table(shop(), "|"), "bare": as_table(shop(), quote=""),
+    "bare tsv": as_table(shop(), "\t", quote=""),
     "bom": b"\xef\xbb\xbf" + as_table(shop()), "no end": as_table(shop())[:-1], "jsonl": json_lines(shop()),
-    "jsonl crlf": json_lines(shop()).replace(b"\n", b"\r\n"), "jsonl bom": b"\xef\xbb\xbf" + json_lines(shop()), "jsonl no end": json_lines(shop())[:-1],
-    "pandas": as_table([{"": n, **row} for n, row in enumerate(shop())]), "spare names": as_table([{"x": 1, **row, "Sku": 2} for row in shop()]),
+    "jsonl crlf": json_lines(shop()).replace(b"\n", b"\r\n"), "jsonl bom": b"\xef\xbb\xbf" + json_lines(shop()),
+    "jsonl no end": json_lines(shop())[:-1],
+    "pandas": as_table([{"": n, **row} for n, row in enumerate(shop())]),
+    "spare names": as_table([{"x": 1, **row, "Sku": 2} for row in shop()]),
 }  # fmt: skip
 
 
@@ -165,14 +176,16 @@ def test_own_logs(tmp_path, kind, suffix):
     report, found = converted(tmp_path, write(tmp_path / f"log{suffix}", TABLES[kind]), columns=COLUMNS)
     assert (report["lines"], report["malformed"], report["start"], report["windows"]) == (36, 0, "-", [["-", 6]])
     assert found["inter"] == [
-        "user_id:token\titem_id:token\ttimestamp:float", *(f"R{user}\tB{item}\t{START + DAY * item}" for user in range(6) for item in range(6)),
+        "user_id:token\titem_id:token\ttimestamp:float",
+        *(f"R{user}\tB{item}\t{START + DAY * item}" for user in range(6) for item in range(6)),
     ]  # fmt: skip
     assert found["item"] == ["item_id:token\ttitle:token", *(f"B{item}\tToy {item}" for item in range(6))]
 
 
 def test_delimiter_and_quote_can_be_said(tmp_path):
     rows = [{**row, "product": f"'A,B;;' {row['product']}"} for row in shop()]
-    log = write(tmp_path / "log.csv", as_table(rows, ":", quote="'").replace(b"customer", b"a;b;c;d,customer", 1).replace(b"\n'", b"\n0:'")
+    log = write(tmp_path / "log.csv", as_table(rows, ":", quote="'").replace(b"customer", b"a;b;c;d,customer",
+                                                                             1).replace(b"\n'", b"\n0:'")
                 .replace(b"a;b;c;d,customer", b"a;b;c;d:customer"))  # fmt: skip
     _, found = converted(tmp_path, log, columns=COLUMNS, delimiter=":", quote="'")
     assert found["item"][1] == "B0\t'A,B;;' Toy 0"
@@ -197,7 +210,9 @@ def test_the_format_can_be_said(tmp_path):
 
 def parquet(path, time="bought", user="customer", item="sku", title="product", more="", where="true"):
     """The shop as a Parquet file; the arguments are SQL over its columns and `n`, the number of the row."""
-    rows = ", ".join(f"({n}, '{row['customer']}', '{row['sku']}', {row['bought']}, '{row['product']}')" for n, row in enumerate(shop()))
+    rows = ", ".join(
+        f"({n}, '{row['customer']}', '{row['sku']}', {row['bought']}, '{row['product']}')" for n, row in enumerate(shop())
+    )
     values = f"(SELECT * FROM (VALUES {rows}) AS t(n, customer, sku, bought, product) WHERE {where} ORDER BY n)"
     query = f"SELECT {user} AS customer, {item} AS sku, {time} AS bought, {title} AS product {more} FROM {values}"
     with duckdb.connect() as connection:
@@ -207,10 +222,14 @@ def parquet(path, time="bought", user="customer", item="sku", title="product", m
 
 
 PARQUET_TIMES = {  # SQL -> what is added to the seconds
-    "bought": "", "bought::BIGINT * 1000 + 5": ".005", "bought::DOUBLE": "", "bought::UINTEGER": "", "bought::VARCHAR": "", "bought::DECIMAL(18, 3) + 0.25": ".25", "bought::DOUBLE + 0.5": ".5",
-    "make_timestamp(bought::BIGINT * 1000000 + 7)": ".000007", "make_timestamp(bought::BIGINT * 1000000)::TIMESTAMP_S": "", "make_timestamp(bought::BIGINT * 1000000 + 1000)::TIMESTAMP_MS": ".001",
-    "make_timestamp_ns(bought::BIGINT * 1000000000 + 9000)": ".000009", "to_timestamp(bought)": "", "make_timestamp(bought::BIGINT * 1000000)::DATE": "",
-    "make_timestamp(bought::BIGINT * 1000000)::VARCHAR": "", "strftime(make_timestamp(bought::BIGINT * 1000000), '%Y-%m-%dT%H:%M:%SZ')": "",
+    "bought": "", "bought::BIGINT * 1000 + 5": ".005", "bought::DOUBLE": "", "bought::UINTEGER": "", "bought::VARCHAR": "",
+                 "bought::DECIMAL(18, 3) + 0.25": ".25", "bought::DOUBLE + 0.5": ".5",
+    "make_timestamp(bought::BIGINT * 1000000 + 7)": ".000007", "make_timestamp(bought::BIGINT * 1000000)::TIMESTAMP_S": "",
+                 "make_timestamp(bought::BIGINT * 1000000 + 1000)::TIMESTAMP_MS": ".001",
+    "make_timestamp_ns(bought::BIGINT * 1000000000 + 9000)": ".000009", "to_timestamp(bought)": "",
+                 "make_timestamp(bought::BIGINT * 1000000)::DATE": "",
+    "make_timestamp(bought::BIGINT * 1000000)::VARCHAR": "",
+                 "strftime(make_timestamp(bought::BIGINT * 1000000), '%Y-%m-%dT%H:%M:%SZ')": "",
 }  # fmt: skip
 
 
@@ -223,10 +242,17 @@ def test_times_of_parquet(tmp_path, sql):
 
 def test_ids_of_parquet(tmp_path):
     """Integers beside missing values are floats in pandas' files; lists are no ids."""
-    number = "CASE WHEN n = 7 THEN NULL WHEN n = 8 THEN 'nan'::DOUBLE WHEN n = 9 THEN 2.5 WHEN n = 10 THEN 1e300 ELSE n // 6 END::DOUBLE"
+    number = "CASE n WHEN 7 THEN NULL WHEN 8 THEN 'nan'::DOUBLE WHEN 9 THEN 2.5 WHEN 10 THEN 1e300 ELSE n // 6 END::DOUBLE"
     report, found = converted(tmp_path, parquet(tmp_path / "log", user=number, item="n % 6"), columns=COLUMNS)
     assert (report["malformed_lines"], report["bad_ids"]) == ([8], 1)
-    assert [line.split("\t")[:2] for line in found["inter"][6:12]] == [["0", "5"], ["1", "0"], ["2.5", "3"], ["1e+300", "4"], ["1", "5"], ["2", "0"]]
+    assert [line.split("\t")[:2] for line in found["inter"][6:12]] == [
+        ["0", "5"],
+        ["1", "0"],
+        ["2.5", "3"],
+        ["1e+300", "4"],
+        ["1", "5"],
+        ["2", "0"],
+    ]
     for nested in ("[customer]", "{'a': customer}", "MAP {'a': customer}"):
         with pytest.raises(DataError, match="no valid review among 36 lines"):
             convert(parquet(tmp_path / "log", user=nested), "s", tmp_path / "none", columns=COLUMNS)
@@ -290,7 +316,9 @@ def test_titles_in_a_file_of_their_own(tmp_path):
         _, found = converted(tmp_path, log, meta=meta, columns=COLUMNS, meta_columns={"item": "sku", "title": "usd"})
         assert found["item"][1:3] == ["B0\t$0.50", "B1\t$1.50"]
     meta = write(tmp_path / "meta.json", meta_of())
-    _, found = converted(tmp_path, log, meta=meta, columns={key: COLUMNS[key] for key in ("user", "item", "time")}, meta_format="amazon-2018")
+    _, found = converted(
+        tmp_path, log, meta=meta, columns={key: COLUMNS[key] for key in ("user", "item", "time")}, meta_format="amazon-2018"
+    )
     assert found["item"][1] == "B0\tToy 0"
     reviews, _ = simple(tmp_path)
     _, found = converted(tmp_path, reviews, meta=files[0], meta_columns={"item": "sku", "title": "product"}, min_items=0)
@@ -329,7 +357,8 @@ def test_a_world_by_hand(tmp_path):
     report, found = amazon(tmp_path, rows, meta, min_rating=2, drop_repeats=True, max_history=1, ratios=(1, 0, 0))
     assert found["inter"] == [
         "user_id:token\titem_id:token\trating:float\ttimestamp:float",
-        f"u\tB\t5.0\t{START + 2 * DAY}", f"v\tA\t5.0\t{START}", f"u\tA\t4.0\t{START}", f"u\tC\t5.0\t{START + 2 * DAY}", "v\tC\t5.0\t1541030400",
+        f"u\tB\t5.0\t{START + 2 * DAY}", f"v\tA\t5.0\t{START}", f"u\tA\t4.0\t{START}", f"u\tC\t5.0\t{START + 2 * DAY}",
+        "v\tC\t5.0\t1541030400",
     ]  # fmt: skip
     assert found["train.inter"] == [
         SAMPLES, f"u\tA\tB\t{START + 2 * DAY}", f"u\tB\tC\t{START + 2 * DAY}", "v\tA\tC\t1541030400",
@@ -340,7 +369,8 @@ def test_a_world_by_hand(tmp_path):
         'B\tToy "B\tby Us\t\t', "C\tTab\\there\t\tToys_&_Games Dice\t1299.00", "A\tShared\t\t\t",
     ]  # fmt: skip
     expected = {
-        "lines": 13, "malformed": 1, "malformed_lines": [13], "bad_ids": 1, "bad_times": 1, "without_title": 1, "low_rating": 1,
+        "lines": 13, "malformed": 1, "malformed_lines": [13], "bad_ids": 1, "bad_times": 1, "without_title": 1,
+        "low_rating": 1,
         "outside_window": 2, "repeated": 1, "below_k": 0, "k_core_rounds": [], "kept": 5, "users": 2, "items": 3,
         "windows": [["2017-10-01", 3]], "start": "2017-10-01", "end": "2018-11-01", "first": "2017-10-01",
         "last": "2018-11-01", "distinct_titles": 3, "items_sharing_title": 0, "density": 5 / 6, "train": 3, "valid": 0,
@@ -401,7 +431,9 @@ def test_windows(tmp_path, options, kept):
 
 
 def test_without_bounds_everything_is_inside(tmp_path):
-    rows = [{**row, "bought": moment} for row, moment in zip(shop(), [1, 10**6, 10**8, 10**9, 1_600_000_000, 1_700_000_000] * 6)]
+    rows = [
+        {**row, "bought": moment} for row, moment in zip(shop(), [1, 10**6, 10**8, 10**9, 1_600_000_000, 1_700_000_000] * 6)
+    ]
     report, _ = converted(tmp_path, write(tmp_path / "log", rows), columns=COLUMNS)
     assert (report["kept"], report["start"], report["end"], report["first"]) == (36, "-", "-", "1970-01-01T00:00:01")
 
@@ -412,7 +444,10 @@ def test_ratios(tmp_path):
     meta = [{"asin": item, "title": f"Toy {item}"} for item in "AB"]
     report, found = amazon(tmp_path, rows, meta, ratios=(0.7, 0.1, 0.2))
     assert (report["train"], report["valid"], report["test"]) == (14, 2, 4)
-    assert found["valid.inter"][1:] == [f"u\tB A B A B A B A B A\tB\t{START + 15}", f"u\tA B A B A B A B A B\tA\t{START + 16}"]
+    assert found["valid.inter"][1:] == [
+        f"u\tB A B A B A B A B A\tB\t{START + 15}",
+        f"u\tA B A B A B A B A B\tA\t{START + 16}",
+    ]
     report, _ = amazon(tmp_path, rows, meta, ratios=(0.5, 0.0, 0.5))
     assert (report["train"], report["valid"], report["test"]) == (10, 0, 10)
 
@@ -446,7 +481,9 @@ def test_repeats_are_those_of_the_window(tmp_path):
 
 def test_repeats_may_take_a_user_below_k(tmp_path):
     """The k-core counts what is left of repeated reviews."""
-    rows = [review(user, item, START + number) for user in "uvw" for number, item in enumerate("AB" if user != "w" else "AA")]
+    rows = [
+        review(user, item, START + number) for user in "uvw" for number, item in enumerate("AB" if user != "w" else "AA")
+    ]
     meta = [{"asin": item, "title": f"Toy {item}"} for item in "AB"]
     report, _ = amazon(tmp_path, rows, meta, k=2, drop_repeats=True, ratios=(1, 0, 0))
     assert (report["users"], report["repeated"], report["k_core_rounds"]) == (2, 1, [1])
@@ -470,7 +507,10 @@ def test_min_rating(tmp_path):
 
 def titles_of(folder, raw, **options):
     """What becomes of raw titles: list, with None for those that are not usable."""
-    meta = [{"asin": "fine", "title": "A fine title"}, *({"asin": f"B{number}", "title": title} for number, title in enumerate(raw))]
+    meta = [
+        {"asin": "fine", "title": "A fine title"},
+        *({"asin": f"B{number}", "title": title} for number, title in enumerate(raw)),
+    ]
     rows = [review("u", row["asin"], START + number) for number, row in enumerate(meta)] * 2
     _, found = amazon(folder, rows, meta, ratios=(1, 0, 0), **options)
     titles = dict(line.split("\t") for line in found["item"][1:])
@@ -481,7 +521,7 @@ TITLES = {  # raw -> what becomes of it
     "Plain": "Plain",
     '  "In quotes"  ': "In quotes",
     "&quot;Q&quot; &amp; A &#39;": 'Q" & A &#39;',
-    " \" Blank kept ": " Blank kept",
+    ' " Blank kept ': " Blank kept",
     "&amp;quot;": "&quot;",  # once, not twice
     "Tab\there\nand\r back\\slash": "Tab\there\nand\r back\\slash",
     "雪 🚒": "雪 🚒",
@@ -521,18 +561,66 @@ def test_title_rule(tmp_path):
 
 def test_options_of_the_title_rule(tmp_path):
     raw = ["<span class", "<span id=1", "w " * 50 + "w", "A", "", "one two three", "four 4 five 5", "1 < 2"]
-    assert titles_of(tmp_path, raw, drop_markup_titles=True) == [None, None, None, None, None, "one two three", "four 4 five 5", "1 < 2"]
+    assert titles_of(tmp_path, raw, drop_markup_titles=True) == [
+        None,
+        None,
+        None,
+        None,
+        None,
+        "one two three",
+        "four 4 five 5",
+        "1 < 2",
+    ]
     assert titles_of(tmp_path, raw, max_title_words=0)[2] == raw[2]
-    assert titles_of(tmp_path, raw, max_title_words=3) == ["<span class", None, None, None, None, "one two three", None, "1 < 2"]
+    assert titles_of(tmp_path, raw, max_title_words=3) == [
+        "<span class",
+        None,
+        None,
+        None,
+        None,
+        "one two three",
+        None,
+        "1 < 2",
+    ]
     assert titles_of(tmp_path, raw, min_title_chars=0)[3:5] == ["A", None]
-    assert titles_of(tmp_path, raw, min_title_chars=11) == ["<span class", None, None, None, None, "one two three", "four 4 five 5", None]
+    assert titles_of(tmp_path, raw, min_title_chars=11) == [
+        "<span class",
+        None,
+        None,
+        None,
+        None,
+        "one two three",
+        "four 4 five 5",
+        None,
+    ]
 
 
 def test_other_columns_of_items(tmp_path):
-    brands = {"by\n\n  \"Us &amp; Co\"": 'by "Us & Co', "\u00a0x\u3000y ": "x y", '"': "", None: "", ("a",): "", 7: "7", False: "", "t\tb\\s": "t b\\\\s"}
-    prices = {"12.99": "12.99", "$ 12.90": "12.90", "1,299.00": "1299.00", "$5.00 - $7.00": "", "1,2": "", 3: "3", 3.5: "3.5", "": "", None: "",
+    brands = {
+        'by\n\n  "Us &amp; Co"': 'by "Us & Co',
+        "\u00a0x\u3000y ": "x y",
+        '"': "",
+        None: "",
+        ("a",): "",
+        7: "7",
+        False: "",
+        "t\tb\\s": "t b\\\\s",
+    }
+    prices = {"12.99": "12.99", "$ 12.90": "12.90", "1,299.00": "1299.00", "$5.00 - $7.00": "", "1,2": "", 3: "3",
+              3.5: "3.5", "": "", None: "",
               ".a-box{padding:4px}": "", "from 9.99": "", "٣": "", True: ""}  # fmt: skip
-    categories = [["Toys & Games", "", None, "A\tB"], "One  two", None, [], ["q\"q", '"', "z\0"], "[not json", '["as", "text"]', [["in"], 5, "x"], {"a": 1}, 12]
+    categories = [
+        ["Toys & Games", "", None, "A\tB"],
+        "One  two",
+        None,
+        [],
+        ['q"q', '"', "z\0"],
+        "[not json",
+        '["as", "text"]',
+        [["in"], 5, "x"],
+        {"a": 1},
+        12,
+    ]
     expected = ["Toys_&_Games A_B", "One_two", "", "", "qq z", "[not_json", "as text", "x", "", "12"]
     for key, name, cases in (("brand", "brand:token", brands.items()), ("price", "price:float", prices.items()),
                              ("category", "categories:token_seq", zip(categories, expected))):  # fmt: skip
@@ -544,8 +632,10 @@ def test_other_columns_of_items(tmp_path):
 
 
 def test_of_several_lines_of_an_item_the_first_with_a_usable_title_counts(tmp_path):
-    meta = [{"asin": "A", "brand": "no title"}, {"asin": "B", "title": "Toy B"}, {"asin": "A", "title": "x", "brand": "short"},
-            {"asin": "A", "title": "Toy A"}, {"asin": "A", "title": "Later", "brand": "Late"}, {"asin": "B", "title": "Later B"}]  # fmt: skip
+    meta = [{"asin": "A", "brand": "no title"}, {"asin": "B", "title": "Toy B"},
+            {"asin": "A", "title": "x", "brand": "short"},
+            {"asin": "A", "title": "Toy A"}, {"asin": "A", "title": "Later", "brand": "Late"},
+            {"asin": "B", "title": "Later B"}]  # fmt: skip
     report, found = amazon(tmp_path, [review("u", item, START) for item in "ABAB"], meta, ratios=(1, 0, 0))
     assert found["item"] == ["item_id:token\ttitle:token", "B\tToy B", "A\tToy A"]  # in the order of those lines
     assert (report["meta"], report["titled"]) == (6, 2)
@@ -559,11 +649,14 @@ def test_shared_titles_and_density(tmp_path):
 
 
 @pytest.mark.parametrize("values, options, expected", [
-    ([START, "%d" % START, f" {START}.0 ", START * 1000, START * 10**6, START * 10**9], {}, {"s": 3, "ms": 1, "us": 1, "ns": 1}),
-    (["2017-10-01", "2017-10-01T00:00:00", "2017-10-01 00:00:00Z", "2017-10-01T02:00:00+02:00", "2017-09-30T19:00-05:00"], {}, {"text": 5}),
+    ([START, "%d" % START, f" {START}.0 ", START * 1000, START * 10**6, START * 10**9], {},
+     {"s": 3, "ms": 1, "us": 1, "ns": 1}),
+    (["2017-10-01", "2017-10-01T00:00:00", "2017-10-01 00:00:00Z", "2017-10-01T02:00:00+02:00", "2017-09-30T19:00-05:00"],
+     {}, {"text": 5}),
     ([START * 1000] * 3, {"time_unit": "ms"}, {"ms": 3}), ([START, "2017-10-01"], {"time_unit": "s"}, {"s": 1, "text": 1}),
     ([START * 10**6] * 2, {"time_unit": "us"}, {"us": 2}), ([START * 10**9] * 2, {"time_unit": "ns"}, {"ns": 2}),
-    (["Oct 01, 2017"] * 2, {"time_format": "%b %d, %Y"}, {"text": 2}), ([20171001, "20171001"], {"time_format": "%Y%m%d"}, {"text": 2}),
+    (["Oct 01, 2017"] * 2, {"time_format": "%b %d, %Y"}, {"text": 2}),
+    ([20171001, "20171001"], {"time_format": "%Y%m%d"}, {"text": 2}),
     (["01.10.2017 02:00 +0200"] * 2, {"time_format": "%d.%m.%Y %H:%M %z"}, {"text": 2}),
 ])  # fmt: skip
 def test_times(tmp_path, values, options, expected):
@@ -586,7 +679,13 @@ def test_times_that_cannot_be(tmp_path, values, options):
 
 
 def test_fractions_of_seconds_are_kept(tmp_path):
-    values = {START + 0.5: ".5", START * 1000 + 120: ".12", START * 10**6 + 1: ".000001", f"{START}.9999999": "", "2017-10-01T00:00:00.25": ".25"}
+    values = {
+        START + 0.5: ".5",
+        START * 1000 + 120: ".12",
+        START * 10**6 + 1: ".000001",
+        f"{START}.9999999": "",
+        "2017-10-01T00:00:00.25": ".25",
+    }
     rows = [{"customer": "u", "sku": "B", "bought": value, "product": "Toy"} for value in values]
     _, found = converted(tmp_path, write(tmp_path / "log", rows), columns=COLUMNS, ratios=(1, 0, 0))
     shown = [line.split("\t")[-1] for line in found["inter"][1:]]
@@ -618,7 +717,9 @@ def test_times_are_utc_everywhere(tmp_path, monkeypatch, zone):
             assert {line.split("\t")[-1] for line in found["inter"][1:]} == {str(START)}
             assert (report["first"], report["last"]) == ("2017-10-01", "2017-10-01")
         rows = [{"customer": "u", "sku": "B", "bought": "20171001", "product": "Toy"}] * 3
-        _, found = converted(tmp_path, write(tmp_path / "log.json", rows), columns=COLUMNS, ratios=(1, 0, 0), time_format="%Y%m%d")
+        _, found = converted(
+            tmp_path, write(tmp_path / "log.json", rows), columns=COLUMNS, ratios=(1, 0, 0), time_format="%Y%m%d"
+        )
         assert found["inter"][1].endswith(f"\t{START}")
     finally:
         monkeypatch.undo()
@@ -626,24 +727,36 @@ def test_times_are_utc_everywhere(tmp_path, monkeypatch, zone):
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"k": 0}, "k 0"), ({"max_history": 0}, "max_history 0"), ({"step_months": 0}, "step_months 0"), ({"min_items": -1}, "min_items -1"),
-    ({"start": "soon"}, "start is 'soon'; expected a date"), ({"start": "2019-01-01"}, "lies after the end"), ({"end": "0001-01-01T00:00+05:00"}, "end is"),
-    ({"start": None, "min_items": 3}, "without a start there is nothing to move back"), ({"ratios": (0.8, 0.1)}, "three shares"),
-    ({"ratios": (0.8, 0.1, 0.2)}, "add up to 1"), ({"ratios": (1.1, -0.1, 0)}, "ratios"), ({"ratios": (float("nan"), 0.5, 0.5)}, "ratios"),
-    ({"name": "a/b"}, "name is 'a/b'"), ({"name": ""}, "name is ''"), ({"name": ".."}, "name"), ({"name": "a b"}, "name"), ({"name": "a\0b"}, "name"),
-    ({"split": "random"}, "split is 'random'; expected ratio or leave-one-out"), ({"time_unit": "h"}, "time_unit is 'h'; expected auto, s, ms"),
-    ({"time_format": "%Q"}, "time_format is '%Q'"), ({"min_rating": float("nan")}, "min_rating is nan"), ({"min_rating": float("inf")}, "min_rating"),
-    ({"max_title_words": -1}, "max_title_words -1"), ({"min_title_chars": -1}, "min_title_chars -1"), ({"format": "xml"}, "format is 'xml'; expected auto"),
-    ({"meta_format": "xml"}, "meta_format is 'xml'"), ({"quote": "''"}, "quote is"), ({"quote": "é"}, "quote is"), ({"delimiter": ";;"}, "delimiter is ';;'"),
+    ({"k": 0}, "k 0"), ({"max_history": 0}, "max_history 0"), ({"step_months": 0}, "step_months 0"),
+    ({"min_items": -1}, "min_items -1"),
+    ({"start": "soon"}, "start is 'soon'; expected a date"), ({"start": "2019-01-01"}, "lies after the end"),
+    ({"end": "0001-01-01T00:00+05:00"}, "end is"),
+    ({"start": None, "min_items": 3}, "without a start there is nothing to move back"),
+    ({"ratios": (0.8, 0.1)}, "three shares"),
+    ({"ratios": (0.8, 0.1, 0.2)}, "add up to 1"), ({"ratios": (1.1, -0.1, 0)}, "ratios"),
+    ({"ratios": (float("nan"), 0.5, 0.5)}, "ratios"),
+    ({"name": "a/b"}, "name is 'a/b'"), ({"name": ""}, "name is ''"), ({"name": ".."}, "name"), ({"name": "a b"}, "name"),
+    ({"name": "a\0b"}, "name"),
+    ({"split": "random"}, "split is 'random'; expected ratio or leave-one-out"),
+    ({"time_unit": "h"}, "time_unit is 'h'; expected auto, s, ms"),
+    ({"time_format": "%Q"}, "time_format is '%Q'"), ({"min_rating": float("nan")}, "min_rating is nan"),
+    ({"min_rating": float("inf")}, "min_rating"),
+    ({"max_title_words": -1}, "max_title_words -1"), ({"min_title_chars": -1}, "min_title_chars -1"),
+    ({"format": "xml"}, "format is 'xml'; expected auto"),
+    ({"meta_format": "xml"}, "meta_format is 'xml'"), ({"quote": "''"}, "quote is"), ({"quote": "é"}, "quote is"),
+    ({"delimiter": ";;"}, "delimiter is ';;'"),
     ({"delimiter": '"'}, "delimiter"), ({"delimiter": "\n"}, "delimiter"), ({"delimiter": ""}, "delimiter is ''"),
     ({"memory_limit": "much"}, "memory_limit is 'much'; expected such as"), ({"memory_limit": ""}, "memory_limit"),
-    ({"columns": {"user": "a", "item": "b"}}, "columns lacks time; expected ROLE=COLUMN"), ({"columns": {**COLUMNS, "who": "x"}}, "unknown role 'who'"),
-    ({"columns": {"user": "reviewerID", "item": "asin", "time": "unixReviewTime", "title": "asin"}, "meta": None, "min_rating": 3}, "min_rating is 3, but no column is named as the rating"),
+    ({"columns": {"user": "a", "item": "b"}}, "columns lacks time; expected ROLE=COLUMN"),
+    ({"columns": {**COLUMNS, "who": "x"}}, "unknown role 'who'"),
+    ({"columns": {"user": "reviewerID", "item": "asin", "time": "unixReviewTime", "title": "asin"}, "meta": None,
+      "min_rating": 3}, "min_rating is 3, but no column is named as the rating"),
     ({"columns": {"user": "reviewerID", "item": "asin", "time": "unixReviewTime"}},
      r"no column of .*meta.json is named as the title; say --meta-columns item=..,title=..; its columns are asin, title"),
     ({"columns": {"user": "reviewerID", "item": "asin", "time": "unixReviewTime"}, "meta": None},
-     r"columns name no title; say title=COLUMN, or .* --meta; the columns of .*reviews.json are reviewerID, asin, overall, unixReviewTime"),
-    ({"meta_columns": {"item": "asin"}}, "meta_columns lacks title"), ({"meta_columns": {"item": "asin", "title": "title", "time": "x"}}, "unknown role 'time'"),
+     "columns name no title; say title=COLUMN, or .* --meta; the columns of .*reviews.json are reviewerID, asin, "),
+    ({"meta_columns": {"item": "asin"}}, "meta_columns lacks title"),
+    ({"meta_columns": {"item": "asin", "title": "title", "time": "x"}}, "unknown role 'time'"),
     ({"meta": None}, "Amazon's reviews have no titles; give the file of metadata with --meta"),
 ])  # fmt: skip
 def test_impossible_options(tmp_path, options, message):
@@ -665,7 +778,12 @@ def test_the_report_lies_beside_the_files(tmp_path):
     assert tree(tmp_path / "a") == tree(tmp_path / "deep" / "b")
     assert (first["folder"], second["folder"]) == (str(tmp_path / "a" / "s"), str(tmp_path / "deep" / "b" / "s"))
     options = first["options"]
-    assert options["k"] == 2 and options["max_history"] == 3 and options["start"] == "2017-10-01" and options["end"] == "2018-11-01"
+    assert (
+        options["k"] == 2
+        and options["max_history"] == 3
+        and options["start"] == "2017-10-01"
+        and options["end"] == "2018-11-01"
+    )
     assert options["ratios"] == [0.8, 0.1, 0.1] and options["min_items"] == 0 and options["name"] == "s"
     assert not {"reviews", "meta", "out", "show_progress", "memory_limit"} & set(options)  # paths and what changes nothing
 
@@ -691,7 +809,11 @@ BLANK = [b"", b"  ", b"\t\t", b"\r"]
 def test_numbers_of_malformed_lines(tmp_path, kind, end, bom, suffix):
     """Malformed and blank lines at random places; the first five are found by counting."""
     good = OK_JSON if kind == "jsonl" else OK_CSV
-    bad = [b'{"a": 1', b"[1]", b'{"customer": "u"}', b"\xff", b"{'customer': 'x'}"] if kind == "jsonl" else [b"a,b", b"R0,B0,,x", b"R0,B0,soon,x", b"1,2,3,4,5", b"\xff,B0,1,x"]
+    bad = (
+        [b'{"a": 1', b"[1]", b'{"customer": "u"}', b"\xff", b"{'customer': 'x'}"]
+        if kind == "jsonl"
+        else [b"a,b", b"R0,B0,,x", b"R0,B0,soon,x", b"1,2,3,4,5", b"\xff,B0,1,x"]
+    )
     for seed in range(6):
         rng = random.Random(seed)
         rows = good[:1]
@@ -737,9 +859,30 @@ def test_numbers_of_parquet_rows(tmp_path):
 
 # ---- what RecBole makes of it ------------------------------------------------------------------------------------------
 
-DAMAGING = ['"open', 'Sir "Ember" 🚒', "tab\tand\nline\r", "back\\slash \\n \\t", "NA", "None", "雪", "double  blank", "'single'", "#hash", "nul\0", "\u2028ls",
+DAMAGING = ['"open', 'Sir "Ember" 🚒', "tab\tand\nline\r", "back\\slash \\n \\t", "NA", "None", "雪", "double  blank",
+            "'single'", "#hash", "nul\0", "\u2028ls",
             "a,b;c|d", "\\", "trailing \\"]  # fmt: skip
-ODD_IDS = ["a b", "50%", "%41", 'q"q', '"open', "雪", "\u3000", "x\x85y", "t\tt", "n\nn", "5", "5.0", "[x]", "\ufeff", "%", "a+b&c", "\x01", "'", "\\t"]
+ODD_IDS = [
+    "a b",
+    "50%",
+    "%41",
+    'q"q',
+    '"open',
+    "雪",
+    "\u3000",
+    "x\x85y",
+    "t\tt",
+    "n\nn",
+    "5",
+    "5.0",
+    "[x]",
+    "\ufeff",
+    "%",
+    "a+b&c",
+    "\x01",
+    "'",
+    "\\t",
+]
 
 
 def test_titles_and_ids_come_back_through_recbole(tmp_path):
@@ -750,11 +893,16 @@ def test_titles_and_ids_come_back_through_recbole(tmp_path):
     title_of = {item: (["Toy"] * len(ODD_IDS) + DAMAGING)[place] for place, item in enumerate(items)}
     title_of["\ufeff"] = "Feeling \ud83d"
     meta = [{"asin": item, "title": title, "brand": f'"{title}'} for item, title in title_of.items()]
-    rows = [review(user, item, START + DAY * place + number) for number, user in enumerate(ODD_IDS) for place, item in enumerate(items)]
+    rows = [
+        review(user, item, START + DAY * place + number)
+        for number, user in enumerate(ODD_IDS)
+        for place, item in enumerate(items)
+    ]
     report, found = amazon(tmp_path, rows, meta, min_title_chars=1)
     assert report["escaped_ids"] == 2 * len([text for text in ODD_IDS if re.search(r'[\s"\x01]|%41', text)]) == 18
     config = make_config(tmp_path / "out", name="s", load_col=None, **dict(
-        benchmark_filename=["train", "valid", "test"], alias_of_item_id=["item_id_list"], title_escapes=True, MAX_ITEM_LIST_LENGTH=10,
+        benchmark_filename=["train", "valid", "test"], alias_of_item_id=["item_id_list"], title_escapes=True,
+        MAX_ITEM_LIST_LENGTH=10,
         eval_args={"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
     ))  # fmt: skip
     dataset = load_dataset(config)
@@ -794,7 +942,7 @@ class Hurried(Database):
 
 @pytest.fixture(scope="module")
 def many():
-    """More rows than DuckDB has in one piece of a file or table: (user, item, time), None for a broken line; and what becomes of them."""
+    """More rows than DuckDB has in one piece of a table: (user, item, time), None for a broken line; what comes of them."""
     rng = random.Random(5)
     rows = [(f"U{rng.randrange(45_000)}", f"item-{rng.randrange(305)}", START + rng.randrange(3000)) for _ in range(310_000)]
     for place in [*rng.sample(range(len(rows)), 7), len(rows) - 2]:
@@ -832,7 +980,7 @@ def test_order_of_many_rows(tmp_path, monkeypatch, many, kind, hurried):
     if kind == "jsonl":
         text = [row and '{"customer": "%s", "sku": "%s", "bought": %d, "more": "' % row + "x" * 60 + '"}' for row in rows]
     else:  # a quoted field with a line that looks like a record
-        text = [row and "%s,%s,%d," % row + '"' + "x" * 80 + "\n%s,%s,%d,y\"" % row for row in rows]
+        text = [row and "%s,%s,%d," % row + '"' + "x" * 80 + '\n%s,%s,%d,y"' % row for row in rows]
     head = ["customer,sku,bought,more"] * (kind == "csv")
     log = write(tmp_path / "log", "\n".join(head + [line or "broken" for line in text]).encode())
     assert log.stat().st_size > 34e6
@@ -840,7 +988,9 @@ def test_order_of_many_rows(tmp_path, monkeypatch, many, kind, hurried):
     report = convert(log, "s", tmp_path / "out", meta=meta, columns=COLUMNS, memory_limit="100MB" if hurried else "1GB")
     assert not hurried or Hurried.spilled > 1e6
     # a record of CSV has two lines, unless it is a broken one
-    assert report["malformed_lines"] == [place + 1 if kind == "jsonl" else 2 * place + 2 - n for n, place in enumerate(broken[:5])]
+    assert report["malformed_lines"] == [
+        place + 1 if kind == "jsonl" else 2 * place + 2 - n for n, place in enumerate(broken[:5])
+    ]
     assert (report["malformed"], report["lines"]) == (len(broken), len(rows))
     found = output(tmp_path / "out")
     assert found["inter"][1:] == expected["inter"]
@@ -870,7 +1020,16 @@ def test_command_line(tmp_path, program):
 
 def test_command_line_of_an_own_log(tmp_path):
     log = write(tmp_path / "log.csv", TABLES["csv"])
-    done = cli("--interactions", log, "--columns", "user=customer,item=sku,time=bought,title=product", "--name", "s", "--out", tmp_path / "out")
+    done = cli(
+        "--interactions",
+        log,
+        "--columns",
+        "user=customer,item=sku,time=bought,title=product",
+        "--name",
+        "s",
+        "--out",
+        tmp_path / "out",
+    )
     assert done.returncode == 0, done.stderr
     convert(log, "s", tmp_path / "same", columns=COLUMNS)
     assert tree(tmp_path / "out") == tree(tmp_path / "same")
@@ -879,11 +1038,16 @@ def test_command_line_of_an_own_log(tmp_path):
 OPTIONS = [  # option, its text, keyword, value
     ("--out", "elsewhere", "out", "elsewhere"), ("--meta", "m", "meta", "m"), ("--items", "m", "meta", "m"),
     ("--columns", "user=u,item=i b,time=t", "columns", {"user": "u", "item": "i b", "time": "t"}),
-    ("--meta-columns", "item=i,title=a=b", "meta_columns", {"item": "i", "title": "a=b"}), ("--format", "tsv", "format", "tsv"),
-    ("--meta-format", "amazon-2023", "meta_format", "amazon-2023"), ("--delimiter", ";", "delimiter", ";"), ("--quote", "", "quote", ""),
-    ("--time-unit", "ms", "time_unit", "ms"), ("--time-format", "%Y", "time_format", "%Y"), ("--start", "none", "start", "none"),
-    ("--end", "2018-01-01", "end", "2018-01-01"), ("--k", "2", "k", 2), ("--min-items", "4", "min_items", 4), ("--no-sliding", None, "min_items", 0),
-    ("--step-months", "5", "step_months", 5), ("--min-rating", "3.5", "min_rating", 3.5), ("--drop-repeats", None, "drop_repeats", True),
+    ("--meta-columns", "item=i,title=a=b", "meta_columns", {"item": "i", "title": "a=b"}),
+           ("--format", "tsv", "format", "tsv"),
+    ("--meta-format", "amazon-2023", "meta_format", "amazon-2023"), ("--delimiter", ";", "delimiter", ";"),
+           ("--quote", "", "quote", ""),
+    ("--time-unit", "ms", "time_unit", "ms"), ("--time-format", "%Y", "time_format", "%Y"),
+           ("--start", "none", "start", "none"),
+    ("--end", "2018-01-01", "end", "2018-01-01"), ("--k", "2", "k", 2), ("--min-items", "4", "min_items", 4),
+           ("--no-sliding", None, "min_items", 0),
+    ("--step-months", "5", "step_months", 5), ("--min-rating", "3.5", "min_rating", 3.5),
+           ("--drop-repeats", None, "drop_repeats", True),
     ("--max-title-words", "9", "max_title_words", 9), ("--min-title-chars", "1", "min_title_chars", 1),
     ("--drop-markup-titles", None, "drop_markup_titles", True), ("--max-history", "3", "max_history", 3),
     ("--split", "leave-one-out", "split", "leave-one-out"), ("--ratios", "0.5,0.25,0.25", "ratios", (0.5, 0.25, 0.25)),
@@ -921,7 +1085,10 @@ def test_every_keyword_of_convert_has_its_option(monkeypatch):
     assert {name: defaults[name] for name in same} == {name: given[name] for name in same}
 
 
-@pytest.mark.parametrize("words", [["--columns", "user"], ["--columns", ""], ["--ratios", "a,b"], ["--k", "x"], ["--split", "x"], ["--format", "x"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--columns", "user"], ["--columns", ""], ["--ratios", "a,b"], ["--k", "x"], ["--split", "x"], ["--format", "x"]],
+)
 def test_words_that_mean_nothing(words, capsys):
     with pytest.raises(SystemExit) as caught:
         module.main(["--reviews", "r", "--name", "n", *words])

@@ -1,200 +1,284 @@
-"""The rules on arrays against loops, hand-worked dates, and the SQL of titles and times on one value at a time."""
+"""The rules on arrays, against loops over lists."""
 
 import random
 from collections import Counter
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import duckdb
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_scripts import rules
 from recbole_flr.errors import DataError
 
 UTC = timezone.utc
-PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=40)
+PAIRS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 5), st.integers(0, 9)), max_size=60)  # user, item, time
 
 
-def value(expression):
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        return connection.execute(f"SELECT {expression}").fetchone()[0]
+def arrays(rows):
+    user, item, time = (
+        np.array([row[place] for row in rows], kind) for place, kind in enumerate((np.uint32, np.uint32, np.int64))
+    )
+    return user, item, time
 
 
-def title_of(raw, **rule):
-    raw = "NULL::VARCHAR" if raw is None else rules.quoted(raw)
-    with duckdb.connect() as connection:
-        query = f"SELECT *, false AS doubtful FROM (SELECT 'i' AS item, {raw} AS title, NULL AS brand, NULL AS category, NULL AS price)"
-        return connection.execute(rules.item_query(f"({query})", **rule)).fetchone()[2]
-
-
-@pytest.mark.parametrize("raw, title", [
-    ("Plain", "Plain"), ('  "In quotes"  ', "In quotes"), ("&quot;Q&quot; &amp; A &#39;", 'Q" & A &#39;'),
-    (' " Blank kept ', " Blank kept"), ("ends in a tab\t", "ends in a tab\t"), ("雪 🚒", "雪 🚒"), ("it's", "it's"), ("Ab", "Ab"),
-    ("&amp;quot;x", "&quot;x"), (" ".join(["w"] * 20), " ".join(["w"] * 20)), (" ".join(["w"] * 21), None),
-    ("w  " + " ".join(["w"] * 19), None), ("A", None), ('"A"', None), ("\u3000\u00a0", None), ("", None), (None, None),
-    ('x <span id="productTitle">', None), ('<span class="a"', '<span class="a'),
-])  # fmt: skip
-def test_title_rule(raw, title):
-    assert title_of(raw) == title
-
-
-def test_title_options():
-    assert title_of('<span class="a"', drop_markup=True) is None
-    assert title_of("1 < 2", drop_markup=True) == "1 < 2"
-    assert title_of("A", min_chars=1) == "A" and title_of("Abc", min_chars=4) is None
-    assert title_of("a b c", max_words=2) is None and title_of("a b c", max_words=3) == "a b c"
-    assert title_of("w " * 99 + "w", max_words=0) == "w " * 99 + "w"
-
-
-@pytest.mark.parametrize("text, options, microseconds, unit", [
-    ("1506816000", {}, 1506816000 * 10**6, "s"), ("1506816000.25", {}, 1506816000250000, "s"), ("99999999999", {}, 99999999999 * 10**6, "s"),
-    ("100000000000", {}, 10**14, "ms"), ("1588687728923", {}, 1588687728923000, "ms"), ("1588687728923456", {}, 1588687728923456, "us"),
-    ("1588687728923456000", {}, 1588687728923456, "ns"), ("5000", {"unit": "ms"}, 5 * 10**6, "ms"), ("-1", {}, -(10**6), "s"),
-    ("2017-10-01", {}, 1506816000 * 10**6, "text"), ("2017-10-01T08:00:00+08:00", {}, 1506816000 * 10**6, "text"),
-    ("2017-10-01T00:00:00Z", {}, 1506816000 * 10**6, "text"), ("2017-10-01 00:00:00.5", {}, 1506816000500000, "text"),
-    ("20171001", {"format": "%Y%m%d"}, 1506816000 * 10**6, "text"), ("soon", {}, None, "text"), ("nan", {}, None, None),
-    ("1e300", {}, 9 * 10**18, "ns"), ("2017-13-01", {}, None, "text"),
-])  # fmt: skip
-def test_times(text, options, microseconds, unit):
-    time, code = rules.microseconds(rules.quoted(text), **options)
-    assert value(time) == microseconds
-    if unit:
-        assert rules.UNIT_NAMES[value(code)] == unit
-
-
-def test_reserved_ids_are_what_pandas_takes_for_missing():
-    from pandas._libs.parsers import STR_NA_VALUES
-
-    assert rules.RESERVED_IDS == STR_NA_VALUES | {"[PAD]"}
-
-
-# ---- windows and k-core ------------------------------------------------------------------------------------------------
-
-
+@settings(deadline=None, max_examples=200)
 @given(PAIRS, st.integers(1, 4))
-def test_k_core(pairs, k):
-    user, item = (np.array([pair[place] for pair in pairs], np.uint32) for place in (0, 1))
-    kept, rounds = rules.k_core(user, item, np.arange(len(pairs)), k)
-    left, expected = list(range(len(pairs))), []
+def test_k_core(rows, k):
+    user, item, _ = arrays(rows)
+    kept, rounds = rules.k_core(user, item, np.arange(len(rows)), k)
+    left, expected = list(range(len(rows))), []
     while True:
-        users, items = Counter(pairs[row][0] for row in left), Counter(pairs[row][1] for row in left)
-        stay = [row for row in left if users[pairs[row][0]] >= k and items[pairs[row][1]] >= k]
-        if len(stay) == len(left):
+        of_user, of_item = Counter(rows[n][0] for n in left), Counter(rows[n][1] for n in left)
+        rest = [n for n in left if of_user[rows[n][0]] >= k and of_item[rows[n][1]] >= k]
+        if len(rest) == len(left):
             break
-        expected.append(len(left) - len(stay))
-        left = stay
-    assert kept.tolist() == left and rounds == expected
+        expected.append(len(left) - len(rest))
+        left = rest
+    assert (kept.tolist(), rounds) == (left, expected)
+    assert all(isinstance(count, int) for count in rounds)  # for JSON
 
 
-@given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 3), max_size=30))
+def test_k_core_of_some_rows():
+    """Rows that are not asked for do not count."""
+    user, item = np.array([0, 0, 1, 1], np.uint32), np.array([0, 1, 0, 1], np.uint32)
+    assert rules.k_core(user, item, np.arange(4), 2)[0].tolist() == [0, 1, 2, 3]
+    kept, rounds = rules.k_core(user, item, np.array([0, 1, 3]), 2)
+    assert (kept.tolist(), rounds) == ([], [2, 1])
+
+
+@settings(deadline=None, max_examples=200)
+@given(PAIRS)
+def test_samples(rows):
+    user, _, time = arrays(rows)
+    order, targets, before = rules.samples(user, time)
+    users = list(dict.fromkeys(row[0] for row in rows))
+    sides = [sorted((n for n, row in enumerate(rows) if row[0] == one), key=lambda n: rows[n][2]) for one in users]
+    assert order.tolist() == [n for side in sides for n in side]
+    expected, begin = [], 0
+    for side in sides:
+        expected += [(begin + place, place) for place in range(1, len(side))]
+        begin += len(side)
+    expected.sort(key=lambda sample: rows[order[sample[0]]][2])
+    assert list(zip(targets.tolist(), before.tolist())) == expected
+
+
+@settings(deadline=None, max_examples=200)
+@given(PAIRS, st.lists(st.booleans(), min_size=60, max_size=60))
+def test_first_of_each_pair(rows, chosen):
+    user, item, time = arrays(rows)
+    places = np.array([n for n in range(len(rows)) if chosen[n]], np.int64)
+    found = rules.first_of_each_pair({"user": user, "item": item, "time": time}, places)
+    earliest = {}
+    for n in places.tolist():
+        pair = rows[n][:2]
+        if pair not in earliest or rows[n][2] < rows[earliest[pair]][2]:
+            earliest[pair] = n
+    assert found.tolist() == sorted(earliest.values())
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 5), max_size=50))
 def test_codes(values):
-    found = rules.codes(np.array(values, np.uint64))
-    assert found.tolist() == [sorted(set(values)).index(each) for each in values]
+    found = rules.codes(np.array(values, np.uint64)).tolist()
+    names = sorted(set(values))
+    assert found == [names.index(value) for value in values]
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 3)), max_size=25))
-def test_first_of_each_pair(rows):
-    columns = {name: np.array([row[place] for row in rows], np.uint32) for place, name in enumerate(("user", "item", "time"))}
-    columns["time"] = columns["time"].astype(np.int64)
-    places = np.arange(0, len(rows), 2)
-    expected = {}
-    for place in places.tolist():
-        pair = rows[place][:2]
-        if pair not in expected or rows[place][2] < rows[expected[pair]][2]:
-            expected[pair] = place
-    assert rules.first_of_each_pair(columns, places).tolist() == sorted(expected.values())
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(0, 5), max_size=30))
+def test_first_places(codes):
+    found = rules.first_places(np.array(codes, np.int64))
+    assert all(found[code] == codes.index(code) for code in codes)
 
 
-def window(times, n_items=3):
-    """A loader for `slide`: a review of a new user of each item at each time (days since 2017-01-01), and the calls."""
-    first = rules.to_microseconds(datetime(2017, 1, 1, tzinfo=UTC))
-    time = np.repeat(np.array(times) * 86_400_000_000 + first, n_items)
-    everything = {"user": np.arange(len(time), dtype=np.uint32), "item": np.tile(np.arange(n_items, dtype=np.uint32), len(times)),
-                  "time": time}  # fmt: skip
-    calls = []
-
-    def load(begin, last):
-        calls.append((begin, last))
-        inside = (time >= (-np.inf if begin is None else begin)) & (time <= (np.inf if last is None else last))
-        return {name: column[inside] for name, column in everything.items()}
-
-    return load, calls
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(0, 5), max_size=40))
+def test_leave_one_out(user):
+    parts = [part.tolist() for part in rules.split("leave-one-out", None, np.array(user, np.int64))]
+    left = Counter()
+    expected = ([], [], [])
+    for n in range(len(user) - 1, -1, -1):
+        expected[max(2 - left[user[n]], 0)].insert(0, n)
+        left[user[n]] += 1
+    assert parts == list(expected)
 
 
-@pytest.mark.parametrize("needed", range(1, 15))
-def test_sliding_finds_the_latest_start(needed):
-    """One review each month before 2018-01: so many months back make so many items enough, however much is loaded ahead."""
-    starts = [rules.months_back(datetime(2018, 1, 1, tzinfo=UTC), back) for back in range(20)]
-    times = [(start - datetime(2017, 1, 1, tzinfo=UTC)).days for start in starts]
-    first = rules.to_microseconds(datetime(2017, 1, 1, tzinfo=UTC))
-    time = np.array(times) * 86_400_000_000 + first
-    loads = []
-
-    def load(begin, last):
-        loads.append(begin)
-        inside = np.flatnonzero((time >= begin) & (time <= last))
-        return {"user": np.zeros(len(inside), np.uint32), "item": inside.astype(np.uint32), "time": time[inside]}
-
-    end = datetime(2018, 2, 1, tzinfo=UTC)
-    columns, places, counts = rules.slide(load, starts[0], end, 1, needed, 1, False)
-    assert counts["start"] == starts[needed - 1] and counts["inside"] == len(places) == needed
-    assert counts["windows"] == [[rules.iso(start), number + 1] for number, start in enumerate(starts[:needed])]
-    assert len(columns["time"]) >= needed and len(loads) <= 6
-
-
-def test_sliding_ends():
-    load, calls = window([0, 5])
-    start, end = datetime(2017, 1, 1, tzinfo=UTC), datetime(2018, 1, 1, tzinfo=UTC)
-    _, places, counts = rules.slide(load, start, end, 1, 3, 3, False)
-    assert len(places) == counts["inside"] == 6 and len(calls) == 1
-    with pytest.raises(DataError, match="3 items remain even from 1996-07-01, fewer than the 4 wanted"):
-        rules.slide(load, start, end, 1, 4, 3, False)
-    with pytest.raises(DataError, match="nothing remains of 6 reviews from 2017-01-01 to 2018-01-01 in the 3-core"):
-        rules.slide(load, start, end, 3, 0, 3, False)
-    with pytest.raises(DataError, match="nothing remains of 6 reviews from - to -"):
-        rules.slide(load, None, None, 3, 0, 3, False)
+@pytest.mark.parametrize("n, ratios, sizes", [
+    (30, (0.8, 0.1, 0.1), (24, 3, 3)), (20, (0.7, 0.1, 0.2), (14, 2, 4)), (10, (0.29, 0.71, 0), (2, 8, 0)),
+    (7, (1, 0, 0), (7, 0, 0)), (0, (0.8, 0.1, 0.1), (0, 0, 0)),
+    (100, (0.57, 0.01, 0.42), (56, 1, 43)), (9, (1 / 3, 1 / 3, 1 / 3), (2, 4, 3)),
+])  # fmt: skip
+def test_ratio_split(n, ratios, sizes):
+    """Cut at int(r0 N) and int((r0 + r1) N), of shares that are rounded to 12 digits."""
+    parts = rules.split("ratio", ratios, np.zeros(n))
+    assert sum((part.tolist() for part in parts), []) == list(range(n))
+    assert [len(part) for part in parts] == [int(round(ratios[0], 12) * n),
+                                             int(round(ratios[0] + ratios[1], 12) * n) - int(round(ratios[0], 12) * n),
+                                             n - int(round(ratios[0] + ratios[1], 12) * n)]  # fmt: skip
+    assert tuple(map(len, parts)) == sizes
 
 
 @pytest.mark.parametrize("moment, months, expected", [
-    ("2018-01-31", 1, "2017-12-31"), ("2018-01-31", 2, "2017-11-30"), ("2016-05-31", 3, "2016-02-29"), ("2017-10-01", 12, "2016-10-01"),
-    ("2017-03-15", 3, "2016-12-15"), ("1997-01-01", 9, "1996-04-01"), ("2017-10-01", 10**6, "1996-04-01"),
+    ("2017-10-01", 0, "2017-10-01"), ("2017-10-01", 3, "2017-07-01"), ("2017-01-15", 1, "2016-12-15"),
+    ("2017-05-31", 3, "2017-02-28"), ("2016-05-31", 3, "2016-02-29"),
+    ("2017-10-31T12:30:05.000007", 1, "2017-09-30T12:30:05.000007"), ("2018-03-31", 13, "2017-02-28"),
+    ("2017-12-01", 12, "2016-12-01"),
+    ("1997-01-01", 24, "1995-01-01"), ("1997-01-01", 25, "1996-04-01"),
+    ("1997-01-01", 10**30, "1996-04-01"),  # the rest is before the oldest start
 ])  # fmt: skip
 def test_months_back(moment, months, expected):
-    assert rules.iso(rules.months_back(datetime.fromisoformat(moment).replace(tzinfo=UTC), months)) == expected
+    found = rules.months_back(datetime.fromisoformat(moment).replace(tzinfo=UTC), months)
+    assert found == datetime.fromisoformat(expected).replace(tzinfo=UTC) or found < rules.OLDEST_START
+    assert rules.iso(found) == expected or found < rules.OLDEST_START
 
 
-# ---- samples -----------------------------------------------------------------------------------------------------------
+def test_moments():
+    for moment in (
+        datetime(2017, 10, 1, tzinfo=UTC),
+        datetime(2017, 10, 1, 2, 3, 4, 5, UTC),
+        datetime(1969, 12, 31, 23, 59, 59, 999_999, UTC),
+    ):
+        assert rules.from_microseconds(rules.to_microseconds(moment)) == moment
+    assert rules.to_microseconds(datetime(1970, 1, 1, 0, 0, 1, 5, UTC)) == 1_000_005
+    assert rules.to_microseconds(datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC)) == -1_000_000
+    assert (rules.iso(None), rules.iso(datetime(2017, 10, 1, tzinfo=UTC))) == ("-", "2017-10-01")
+    assert rules.iso(datetime(2017, 10, 1, 0, 0, 0, 5, UTC)) == "2017-10-01T00:00:00.000005"
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_samples_and_splits(seed):
+# ---- sliding -----------------------------------------------------------------------------------------------------------
+
+FIRST = datetime(2001, 3, 31, tzinfo=UTC)
+NEVER = timedelta(days=400)
+
+
+def slow_slide(rows, start, end, k, min_items, step_months, drop_repeats):
+    """The same by lists; rows of (user, item, time as datetime)."""
+    windows, number = [], 0
+    while True:
+        year, month = divmod(start.year * 12 + start.month - 1 - number * step_months, 12)
+        day = min(start.day, [31, 29 if year % 4 == 0 else 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31][month])
+        begin = start.replace(year=year, month=month + 1, day=day)
+        if begin < rules.OLDEST_START:
+            return None, windows
+        inside = [n for n, row in enumerate(rows) if begin <= row[2] and (end is None or row[2] <= end)]
+        left = inside
+        if drop_repeats:
+            first = {}
+            for n in sorted(inside, key=lambda n: rows[n][2]):
+                first.setdefault(rows[n][:2], n)
+            left = sorted(first.values())
+        repeated, rounds = len(inside) - len(left), []
+        while True:
+            of_user, of_item = Counter(rows[n][0] for n in left), Counter(rows[n][1] for n in left)
+            rest = [n for n in left if of_user[rows[n][0]] >= k and of_item[rows[n][1]] >= k]
+            if len(rest) == len(left):
+                break
+            rounds.append(len(left) - len(rest))
+            left = rest
+        items = len({rows[n][1] for n in left})
+        windows.append([begin.replace(tzinfo=None).isoformat()[:10], items])
+        if items >= max(min_items, 1):
+            return {
+                "rows": left,
+                "inside": len(inside),
+                "repeated": repeated,
+                "k_core_rounds": rounds,
+                "start": begin,
+            }, windows
+        if not min_items:
+            return None, windows
+        number += 1
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_slide(seed):
+    """Reviews over two years before the first start; each is loaded once or more often, but never too few."""
     rng = random.Random(seed)
-    reviews = [(rng.randint(0, 6), rng.randint(0, 5)) for _ in range(rng.randint(2, 40))]  # user, time
-    user, time = (np.array([row[place] for row in reviews]) for place in (0, 1))
-    order, targets, before = rules.samples(user.astype(np.uint32), time)
-    firsts = list(dict.fromkeys(row[0] for row in reviews))
-    expected, by_user = [], []
-    for each in firsts:
-        own = sorted((place for place, row in enumerate(reviews) if row[0] == each), key=lambda place: reviews[place][1])
-        by_user += own
-        expected += [(reviews[place][1], place, own[:count]) for count, place in enumerate(own) if count]
-    expected.sort(key=lambda sample: sample[0])
-    assert order.tolist() == by_user
-    assert order[targets].tolist() == [place for _, place, _ in expected]
-    histories = [order[target - count : target].tolist() for target, count in zip(targets, before)]
-    assert histories == [history for _, _, history in expected]
+    days = rng.choice([60, 400, 1700])
+    rows = [
+        (rng.randrange(9), rng.randrange(12), FIRST - timedelta(days=rng.randrange(days), seconds=rng.randrange(3) - 1))
+        for _ in range(rng.choice([20, 80, 200]))
+    ]
+    rows.sort(key=lambda _: rng.random())
+    end = rng.choice([None, FIRST - timedelta(days=20), FIRST + NEVER])
+    k, min_items, step, repeats = (
+        rng.choice([1, 2, 3]),
+        rng.choice([0, 3, 8, 12, 13]),
+        rng.choice([1, 3, 5]),
+        rng.random() < 0.5,
+    )
+    expected, windows = slow_slide(rows, FIRST, end, k, min_items, step, repeats)
+    calls = []
 
-    owner = [reviews[place][0] for _, place, _ in expected]
-    parts = rules.split("leave-one-out", None, np.array(owner, int))
-    left = [[], [], []]
-    for place, each in enumerate(owner):
-        later = owner[place + 1 :].count(each)
-        left[2 - min(later, 2)].append(place)
-    assert [part.tolist() for part in parts] == left
-    train, valid, test = rules.split("ratio", (0.7, 0.1, 0.2), np.array(owner, int))
-    n = len(owner)
-    assert (len(train), len(train) + len(valid)) == (int(0.7 * n), int(0.8 * n))
-    assert [*train, *valid, *test] == list(range(n))
+    def load(begin, last):
+        calls.append(begin)
+        inside = [
+            n
+            for n, row in enumerate(rows)
+            if begin <= rules.to_microseconds(row[2]) and (last is None or rules.to_microseconds(row[2]) <= last)
+        ]
+        user, item, _ = arrays([(*rows[n][:2], 0) for n in inside])
+        time = np.array([rules.to_microseconds(rows[n][2]) for n in inside], np.int64)
+        return {"row": np.array(inside, np.int64), "user": rules.codes(user), "item": item, "time": time}
+
+    if expected is None:
+        with pytest.raises(DataError, match="nothing remains" if not min_items else "items remain even from"):
+            rules.slide(load, FIRST, end, k, min_items, step, repeats)
+        return
+    columns, places, counts = rules.slide(load, FIRST, end, k, min_items, step, repeats)
+    assert columns["row"][places].tolist() == expected["rows"]
+    assert counts == {**{key: expected[key] for key in ("inside", "repeated", "k_core_rounds", "start")}, "windows": windows,
+                      "below_k": sum(expected["k_core_rounds"])}  # fmt: skip
+    assert len(calls) <= 2 + len(windows) // 2
+
+
+def test_sliding_without_a_start():
+    columns = {"user": np.zeros(2, np.uint32), "item": np.zeros(2, np.uint32), "time": np.array([5, 6])}
+    _, places, counts = rules.slide(lambda *bounds: columns if bounds == (None, None) else None, None, None, 2, 0, 3, False)
+    assert places.tolist() == [0, 1] and counts["windows"] == [["-", 1]] and counts["start"] is None
+
+
+# ---- SQL ---------------------------------------------------------------------------------------------------------------
+
+
+def sql(expression, **values):
+    """The value of an expression over texts."""
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        columns = ", ".join(f"?::VARCHAR AS {name}" for name in values)
+        return connection.execute(f"SELECT {expression} FROM (SELECT {columns})", list(values.values())).fetchone()[0]
+
+
+@pytest.mark.parametrize("value, unit, expected", [
+    ("99999999999", "auto", 99_999_999_999_000_000), ("100000000000", "auto", 100_000_000_000_000),
+    ("9000000000000", "auto", 9_000_000_000_000_000), ("100000000000000", "auto", 10**14), ("1e17", "auto", 10**14),
+    ("1.5", "auto", 1_500_000),
+    ("1588687728.923", "auto", 1_588_687_728_923_000), ("1588687728.123456", "auto", 1_588_687_728_123_456),
+    ("-1", "auto", -1_000_000),
+    ("1500", "ns", 2), ("1e3", "s", 10**9), ("1506816000", "ms", 1_506_816_000_000), ("1e300", "s", 9 * 10**18),
+    ("-1e300", "auto", -9 * 10**18),
+    ("2017-10-01", "auto", 1_506_816_000_000_000), ("2017-10-01 02:00:00.000001+02:00", "ms", 1_506_816_000_000_001),
+    ("2017-10-01T00:00:01Z", "s", 1_506_816_001_000_000),
+    ("", "auto", None), ("soon", "auto", None), ("nan", "auto", None), ("inf", "auto", None), ("-inf", "s", None),
+    (None, "auto", None), ("infinity", "auto", None),
+])  # fmt: skip
+def test_times(value, unit, expected):
+    assert sql(rules.microseconds("time", unit)[0], time=value) == expected
+
+
+@pytest.mark.parametrize("value, unit, expected", [
+    ("1", "auto", "s"), ("99999999999", "auto", "s"), ("99999999999999", "auto", "ms"), ("-1e11", "auto", "ms"),
+    ("1e14", "auto", "us"), ("1e17", "auto", "ns"), ("2017-10-01", "auto", "text"), ("5", "ns", "ns"),
+    ("2017-10-01", "ns", "text"),
+])  # fmt: skip
+def test_units(value, unit, expected):
+    assert rules.UNIT_NAMES[sql(rules.microseconds("time", unit)[1], time=value)] == expected
+
+
+def test_all_reserved_words_are_those_of_pandas():
+    from pandas._libs.parsers import STR_NA_VALUES
+
+    assert rules.RESERVED_IDS == set(STR_NA_VALUES) | {"[PAD]", ""}
