@@ -10,7 +10,7 @@ import sys
 import pytest
 import zstandard
 from helpers_convert import (
-    COLUMNS, DAY, DROPPED, FILES, ROOT, START, check_set, json_lines, meta_of, output, pack, reviews_of, shop, simple, tree,
+    COLUMNS, FILES, ROOT, START, check_set, json_lines, meta_of, output, pack, reviews_of, shop, simple, tree,
     write,
 )  # fmt: skip
 

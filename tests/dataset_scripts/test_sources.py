@@ -6,7 +6,6 @@ import pytest
 import zstandard
 from helpers_convert import json_lines, reviews_of
 
-from dataset_scripts import sources
 from dataset_scripts.sources import Check, Source, csv_limit, listed, literal, recognise, unglobbed
 from recbole_flr.errors import ConfigError, DataError
 
