@@ -54,6 +54,7 @@ PARTS = ("train", "valid", "test")
 KINDS = (*(f"{part}.inter" for part in PARTS), "inter", "item", "yaml", "report.json")
 SPLITS = ("ratio", "leave-one-out")
 N_LINES = 5  # so many malformed lines have their numbers in the report
+_WITHOUT_EFFECT = ("reviews", "meta", "out", "show_progress", "memory_limit")  # on the files; or their paths
 _PRICE = re.compile(r"\s*\$?\s*([0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?)\s*")
 
 
@@ -100,8 +101,7 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
         DataError: a file that cannot be read or written, has no valid line, or leaves too little.
         ConfigError: an option with an impossible value.
     """
-    not_given = ("reviews", "meta", "out", "show_progress", "memory_limit")  # what does not change the files
-    given = {key: value for key, value in locals().items() if key not in (*not_given, "not_given")}
+    given = {option: value for option, value in locals().items() if option not in _WITHOUT_EFFECT}
     default = dict.fromkeys(amazon.PUBLISHED) | {"min_items": 0} if columns else amazon.PUBLISHED
     start = _utc(default["start"] if start == "default" else start, "start")
     end = _utc(default["end"] if end == "default" else end, "end")
@@ -120,11 +120,13 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
         with staged(folder) as temporary, Database(temporary / "spill", memory_limit) as database:
             _check_time_format(database, time_format)
             title_rule = {"max_words": max_title_words, "min_chars": min_title_chars, "drop_markup": drop_markup_titles}
-            report = _load_items(database, *items, title_rule, show_progress)
+            of_items, meta_check = _load_items(database, *items, title_rule, show_progress)
             of_reviews = {"unit": time_unit, "format": time_format, "min_rating": min_rating}
-            report = {**_load_reviews(database, *log, of_reviews, show_progress), **report}
+            report, log_check = _load_reviews(database, *log, of_reviews, show_progress)
+            report.update(of_items, inputs=None)
             _keep(database, report, start, end, k, min_items, step_months, drop_repeats)
             _write(database, report, temporary, name, max_history, split, ratios, with_rating="rating" in log[1])
+            report["inputs"] = _digests(log_check, meta_check)
             given.update(start=report["start"], end=report["end"], min_items=min_items, ratios=list(ratios))
             report.update(options=given, folder=str(folder))
             written = {**report, "folder": name}  # the same report wherever the files lie
@@ -172,7 +174,7 @@ def _sources(reviews, meta, columns, meta_columns, format, meta_format, delimite
 
 
 def _load_items(database, source, columns, title_rule, show_progress):
-    """The table `items` (those with a usable title, in the order of the file), and what was counted."""
+    """Makes the table `items` (those with a usable title, in the order of the file); returns what was counted, and the Check."""
     lines = load(database, "meta", source, columns, lambda rows: rules.item_query(rows, **title_rule), show_progress)
     counted = dict(database.rows("SELECT state, count(*) FROM meta GROUP BY state"))
     malformed = counted.get(UNREADABLE, 0) + len(lines.refused)
@@ -185,11 +187,11 @@ def _load_items(database, source, columns, title_rule, show_progress):
     n_titled = database.rows("SELECT count(*) FROM items")[0][0]
     if not n_titled:
         raise DataError(f"{source.path}: none of its {total} lines has a usable title; is it the right file?")
-    return {"meta": total, "meta_malformed": malformed, "titled": n_titled, "inputs": {source.path.name: lines.check.sha256}}
+    return {"meta": total, "meta_malformed": malformed, "titled": n_titled}, lines.check
 
 
 def _load_reviews(database, source, columns, options, show_progress):
-    """The table `reviews`, and the counts of its states."""
+    """Makes the table `reviews`; returns the counts of its states, and the Check."""
     query = {**options, "with_rating": "rating" in columns, "now": int(clock.time() * 1e6)}
     log_columns = {role: column for role, column in columns.items() if role in ROLES[:4]}
     lines = load(database, "reviews", source, log_columns, lambda rows: rules.review_query(rows, **query), show_progress)
@@ -213,8 +215,18 @@ def _load_reviews(database, source, columns, options, show_progress):
         "bad_ids": counted.get(rules.BAD_ID, 0),
         "bad_times": counted.get(rules.BAD_TIME, 0), "time_units": units, "without_title": untitled,
         "low_rating": titled.get(rules.LOW_RATING, 0), "ok": titled.get(rules.OK, 0),
-        "reviews_sha256": {source.path.name: lines.check.sha256},
-    }  # fmt: skip
+    }, lines.check  # fmt: skip
+
+
+def _digests(*checks):
+    """name of a file -> its sha256."""
+    digests = {}
+    for check in checks:
+        name = check.source.path.name
+        if digests.get(name, check.sha256) != check.sha256:  # two files of one name in two folders
+            name = f"{name} (meta)"
+        digests[name] = check.sha256
+    return digests
 
 
 def _keep(database, report, start, end, k, min_items, step_months, drop_repeats):
@@ -236,9 +248,6 @@ def _keep(database, report, start, end, k, min_items, step_months, drop_repeats)
         return columns
 
     columns, places, counts = rules.slide(inside, start, end, k, min_items, step_months, drop_repeats)
-    of_meta, report["inputs"] = report["inputs"], report.pop("reviews_sha256")
-    for name, digest in of_meta.items():  # two files of one name in two folders
-        report["inputs"][name if report["inputs"].get(name, digest) == digest else f"{name} (meta)"] = digest
     report["outside_window"] = report.pop("ok") - counts.pop("inside")
     report.update(counts, kept=len(places), start=rules.iso(counts["start"]), end=rules.iso(end))
     report["columns"] = {name: column[places] for name, column in columns.items()}
@@ -324,7 +333,7 @@ def _items(database, item):
     for title in titles:
         of_title[title] = of_title.get(title, 0) + 1
     fields = {"item_id:token": ids, "title:token": [escape(title) for title in titles],
-              "brand:token": [escape(brand or "") for brand in brands],
+              "brand:token": [escape(_brand(brand)) for brand in brands],
               "categories:token_seq": list(map(_categories, categories)),
               "price:float": list(map(_price, prices))}  # fmt: skip
     fields = {field: values for field, values in fields.items() if any(values)}
@@ -333,6 +342,12 @@ def _items(database, item):
               "items_sharing_title": sum(count for count in of_title.values() if count > 1),
               "escaped_ids": sum(1 for one, other in zip(raw, ids) if one != other)}  # fmt: skip
     return ids, inverse.reshape(-1), lines, counts
+
+
+def _brand(text):
+    """A brand, cleaned as titles are, and in one line."""
+    text = (text or "").replace("&quot;", '"').replace("&amp;", "&")
+    return " ".join(text.split()).strip('"')
 
 
 def _categories(text):

@@ -8,6 +8,9 @@ compressed file is whole, which DuckDB does not tell of a cut zstd file or of a 
 refuses get a second look by Python's `json`, which takes half of a surrogate pair; what that refuses, too, is malformed.
 Where the quotes of a CSV file do not pair up DuckDB loses lines, and where line ends are of several kinds it stops: such a
 file is copied by Python's `csv`, and DuckDB reads the copy.
+
+DuckDB takes some things that strict readers do not: of JSON trailing commas, `nan` and the first of equal keys; of CSV surplus
+fields at the end of a line if they are empty, and blanks around a quoted field; of numbers `1_000`, of dates `2017/12/01`.
 """
 
 import csv
@@ -240,8 +243,9 @@ def _raw(source, columns):
     doubts = ["false"]
     if source.format == "jsonl":
         ids = [identifier(columns[role]) for role in ID_ROLES if role in columns]
-        begins = "(starts_with({0}, '[') OR starts_with({0}, '{{'))"
-        doubts += [f"coalesce({begins.format(column)} AND json_valid({column}), false)" for column in ids]
+        # CASE calls json_valid for few texts, AND would for all of them
+        bracketed = f"unicode({{0}}) IN ({ord('[')}, {ord('{')})"
+        doubts += [f"CASE WHEN {bracketed.format(column)} THEN json_valid({column}) ELSE false END" for column in ids]
     return ", ".join([*roles, f"{' OR '.join(doubts)} AS doubtful"])
 
 

@@ -7,7 +7,9 @@ import csv
 import gzip
 import hashlib
 import json
+import os
 import re
+import sys
 import threading
 import zlib
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ _LINE_FEED = ord("\n")
 _COMMANDS = {"gzip": "gzip -t", "zstd": "zstd -t"}
 _HEAD = 1 << 20  # bytes that are looked at, or more if a line is longer; but no more than _LONGEST
 _LONGEST = 64 << 20
+_NICENESS = 5  # of the hash: it gets about a third of what a thread that parses gets
 
 
 @dataclass
@@ -243,38 +246,48 @@ def first_line(error):
 
 
 class Check(threading.Thread):
-    """Reads all bytes of a file beside DuckDB.
+    """Reads all bytes of a file beside DuckDB, twice: first it looks whether the file is whole, and counts; then it hashes.
 
-    After `join`: `sha256` of the file as it lies there; of its (decompressed) content `line_ends`, how many line feeds it
-    has, `ends_open`, whether there is something but white space behind the last one, `steps`, how many line feeds are in
+    After `finish`, which raises what was wrong with the file: of its (decompressed) content `line_ends`, how many line feeds
+    it has, `ends_open`, whether there is something but white space behind the last one, `steps`, how many line feeds are in
     the first 0, 1, 2, ... times `STEP` bytes (of a file that is not compressed), and `quotes`, how many characters that may
-    quote a field (of CSV). `finish` raises what was wrong.
+    quote a field (of CSV). The hash, `sha256`, takes longer, and gives way to whatever else there is to do until it is asked
+    for.
     """
 
-    STEP = 1 << 20
+    STEP = 1 << 18
 
     def __init__(self, source):
         super().__init__(daemon=True)
-        self.source, self.sha256, self.line_ends, self.ends_open, self.steps, self.quotes = source, None, 0, False, [0], 0
+        self.source, self.line_ends, self.ends_open, self.steps, self.quotes = source, 0, False, [0], 0
         self._mark = ord(source.quote) if source.format in ("csv", "tsv") and source.quote else None
-        self._error = None
+        self._counted, self._digest, self._error = threading.Event(), hashlib.sha256(), None
         self.start()
 
     def run(self):
-        digest, source = hashlib.sha256(), self.source
-        unpack = _UNPACK[source.compression]()
+        source = self.source
         try:
-            with open(source.path, "rb") as raw:
-                while data := raw.read(self.STEP if source.compression == "none" else 1 << 16):
-                    digest.update(data)
-                    self._count(unpack(data))
+            unpack = _UNPACK[source.compression]()
+            for data in self._blocks(self.STEP if source.compression == "none" else 1 << 16):
+                self._count(unpack(data))
             if not unpack.complete:
                 raise EOFError("it ends too early")
-            self.sha256 = digest.hexdigest()
+            self._counted.set()
+            _be_nice()
+            for data in self._blocks(1 << 20):
+                self._digest.update(data)
         except (EOFError, zlib.error, zstandard.ZstdError) as error:
             self._error = _broken(source.path, source.compression, error)
         except OSError as error:
             self._error = DataError(f"cannot read {source.path}: {error.strerror or error}")
+        finally:
+            self._counted.set()
+
+    def _blocks(self, size):
+        """The bytes of the file as it lies there."""
+        with open(self.source.path, "rb", buffering=0) as raw:
+            while data := raw.read(size):
+                yield data
 
     def _count(self, data):
         values = np.frombuffer(data, np.uint8)  # numpy counts several times as fast as bytes.count
@@ -288,10 +301,24 @@ class Check(threading.Thread):
             self.quotes += int(np.count_nonzero(values == self._mark))
 
     def finish(self):
-        self.join()
+        """Waits until all is counted."""
+        self._counted.wait()
         if self._error:
             raise self._error
         return self
+
+    @property
+    def sha256(self):
+        """Of the file as it lies there, not of what is packed in it; waits for it."""
+        self.join()
+        self.finish()
+        return self._digest.hexdigest()
+
+
+def _be_nice():
+    """This thread gets less of a processor that others want."""
+    if sys.platform == "linux":  # elsewhere it would be the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
 
 
 class _Plain:

@@ -970,7 +970,7 @@ def many():
 
 
 @pytest.mark.parametrize("hurried", [False, True])
-@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_order_of_many_rows(tmp_path, monkeypatch, many, kind, hurried):
     if hurried:
         monkeypatch.setattr(module, "Database", Hurried)
@@ -981,15 +981,21 @@ def test_order_of_many_rows(tmp_path, monkeypatch, many, kind, hurried):
         text = [row and '{"customer": "%s", "sku": "%s", "bought": %d, "more": "' % row + "x" * 60 + '"}' for row in rows]
     else:  # a quoted field with a line that looks like a record
         text = [row and "%s,%s,%d," % row + '"' + "x" * 80 + '\n%s,%s,%d,y"' % row for row in rows]
-    head = ["customer,sku,bought,more"] * (kind == "csv")
+    head = ["customer,sku,bought,more"] * (kind != "jsonl")
     log = write(tmp_path / "log", "\n".join(head + [line or "broken" for line in text]).encode())
     assert log.stat().st_size > 34e6
+    if kind == "parquet":  # of many row groups; the records of the CSV file, the broken ones without a time
+        broken_row = "broken,,," + '"' + "x" * 90 + '"'
+        write(tmp_path / "csv", "\n".join(head + [line or broken_row for line in text]).encode())
+        with duckdb.connect() as connection:
+            rows_of_csv = f"read_csv('{tmp_path}/csv', header = true, all_varchar = true, parallel = false)"
+            connection.execute(f"COPY (FROM {rows_of_csv}) TO '{log}' (FORMAT parquet, ROW_GROUP_SIZE 10000)")
     meta = write(tmp_path / "meta.jsonl", [{"sku": item, "product": f"Toy {item}"} for item in order])
     report = convert(log, "s", tmp_path / "out", meta=meta, columns=COLUMNS, memory_limit="100MB" if hurried else "1GB")
     assert not hurried or Hurried.spilled > 1e6
     # a record of CSV has two lines, unless it is a broken one
     assert report["malformed_lines"] == [
-        place + 1 if kind == "jsonl" else 2 * place + 2 - n for n, place in enumerate(broken[:5])
+        2 * place + 2 - n if kind == "csv" else place + 1 for n, place in enumerate(broken[:5])
     ]
     assert (report["malformed"], report["lines"]) == (len(broken), len(rows))
     found = output(tmp_path / "out")
