@@ -124,8 +124,8 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
             of_reviews = {"unit": time_unit, "format": time_format, "min_rating": min_rating}
             report, log_check = _load_reviews(database, *log, of_reviews, show_progress)
             report.update(of_items, inputs=None)
-            _keep(database, report, start, end, k, min_items, step_months, drop_repeats)
-            _write(database, report, temporary, name, max_history, split, ratios, with_rating="rating" in log[1])
+            _keep(database, report, start, end, k, min_items, step_months, drop_repeats, with_rating="rating" in log[1])
+            _write(database, report, temporary, name, max_history, split, ratios)
             report["inputs"] = _digests(log_check, meta_check)
             given.update(start=report["start"], end=report["end"], min_items=min_items, ratios=list(ratios))
             report.update(options=given, folder=str(folder))
@@ -229,7 +229,7 @@ def _digests(*checks):
     return digests
 
 
-def _keep(database, report, start, end, k, min_items, step_months, drop_repeats):
+def _keep(database, report, start, end, k, min_items, step_months, drop_repeats, with_rating):
     """Rules 4 to 6. Adds to the report what they dropped, and under `columns` the kept reviews in file order."""
 
     def inside(begin, last):
@@ -237,8 +237,9 @@ def _keep(database, report, start, end, k, min_items, step_months, drop_repeats)
         bounds += [f"time >= {begin}"] if begin is not None else []
         bounds += [f"time <= {last}"] if last is not None else []
         # Hashes do for counting; `_users` looks whether two of the users that remain had the same.
+        rating = ", rating" if with_rating else ""
         row = "reviews.rowid::UINTEGER" if report["lines"] < 2**32 else "reviews.rowid"
-        columns = database.arrays(f"""SELECT {row} AS row, hash(user) AS user, items.rowid::UINTEGER AS item, time
+        columns = database.arrays(f"""SELECT {row} AS row, hash(user) AS user, items.rowid::UINTEGER AS item, time{rating}
             FROM reviews JOIN items USING (item) WHERE {' AND '.join(bounds)}""")
         order = np.argsort(columns["row"], kind="stable")  # a join does not keep the rows in order
         for name in columns:
@@ -253,13 +254,13 @@ def _keep(database, report, start, end, k, min_items, step_months, drop_repeats)
     report["columns"] = {name: column[places] for name, column in columns.items()}
 
 
-def _write(database, report, folder, name, max_history, split, ratios, with_rating):
+def _write(database, report, folder, name, max_history, split, ratios):
     """Rules 7 and 8, and the files; takes `columns` out of the report and adds the rest to it."""
     columns = report.pop("columns")
     time = columns["time"]
     user_ids, user = _users(database, columns["row"], columns["user"], report["lines"])
     item_ids, item, item_lines, counts = _items(database, columns["item"])
-    ratings = numbers(database.at("rating", columns.pop("row"), report["lines"])) if with_rating else None
+    ratings = numbers(columns["rating"]) if "rating" in columns else None
     database.run("DROP TABLE reviews")
     order, targets, before = rules.samples(user, time)
     parts = rules.split(split, ratios, user[order][targets])
@@ -295,10 +296,10 @@ def _write(database, report, folder, name, max_history, split, ratios, with_rati
         )  # fmt: skip
         report[part] = len(target)
     fields = [lambda chosen: users[user[chosen]], lambda chosen: items[item[chosen]]]
-    if with_rating:
+    if ratings is not None:
         fields.append(lambda chosen: ratings[chosen])
     fields.append(lambda chosen: seconds(time[chosen]))
-    header = "user_id:token\titem_id:token" + "\trating:float" * with_rating + "\ttimestamp:float"
+    header = "user_id:token\titem_id:token" + "\trating:float" * (ratings is not None) + "\ttimestamp:float"
     outputs[f"{name}.inter"] = write_rows(folder / f"{name}.inter", header, fields, len(user))
     outputs[f"{name}.item"] = write_lines(folder / f"{name}.item", item_lines)
     outputs[f"{name}.yaml"] = write_lines(folder / f"{name}.yaml", OPTIONS)
@@ -312,14 +313,14 @@ def _flat(texts):
 def _users(database, row, user, n_lines):
     """Ids of the kept users, by their first review; and of each review its user's place among them."""
     distinct, user = np.unique(user, return_inverse=True)
-    first = rules.first_places(user.reshape(-1))
-    by_first = np.argsort(first)
+    user = user.reshape(-1)
+    ids, same = database.of_codes("user", row, user, n_lines)
+    if not same.all():
+        raise DataError("two users have the same 64-bit hash, a chance of one in millions; rename one of them")
+    by_first = np.argsort(rules.first_places(user))
     place = np.empty_like(by_first)
     place[by_first] = np.arange(len(by_first))
-    ids = database.at("user", row[first[by_first]], n_lines).tolist()
-    if database.at("count(DISTINCT user)", row, n_lines)[0] != len(distinct):
-        raise DataError("two users have the same 64-bit hash, a chance of one in millions; rename one of them")
-    return ids, place[user.reshape(-1)]
+    return ids[by_first].tolist(), place[user]
 
 
 def _items(database, item):

@@ -92,15 +92,24 @@ class Database:
             for name in tables:
                 self._connection.unregister(name)
 
-    def at(self, expression, rows, n_rows):
-        """An expression over the table `reviews` at ascending row numbers: a numpy array in their order.
+    def of_codes(self, column, rows, codes, n_rows):
+        """What the rows of one code have in a column of the table `reviews`.
 
-        A mask beside the table instead of a join with the numbers: no hash table, and no sorting.
+        An array beside the table instead of a join with the numbers: no hash table, and no sorting.
+
+        Args:
+            column: its name.
+            rows, codes: row numbers, and a code from 0 of each; all codes up to the greatest.
+            n_rows: of the table.
+
+        Returns:
+            tuple: the least value of each code, and whether it is the only one.
         """
-        mask = np.zeros(n_rows, bool)
-        mask[rows] = True
-        query = f"SELECT {expression} AS value FROM reviews POSITIONAL JOIN mask WHERE mask.value"
-        return self.arrays(query, mask=mask)["value"]
+        beside = np.zeros(n_rows, np.uint32)
+        beside[rows] = codes + 1
+        found = self.arrays(f"""SELECT beside.value AS code, min({column}) AS value, min({column}) = max({column}) AS same
+            FROM reviews POSITIONAL JOIN beside WHERE beside.value > 0 GROUP BY code ORDER BY code""", beside=beside)
+        return found["value"], found["same"]
 
     def progress(self):
         """Share of the running statement that is done, in percent; -1 if nobody knows."""

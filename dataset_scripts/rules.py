@@ -60,7 +60,8 @@ def usable_title(title, stripped, max_words=20, min_chars=2, drop_markup=False):
 
 def unescape_html(text):
     """SQL of a text with `&quot;` and `&amp;` resolved: these two alone, as the published titles hold others."""
-    return f"replace(replace({text}, '&quot;', '\"'), '&amp;', '&')"
+    resolved = f"replace(replace({text}, '&quot;', '\"'), '&amp;', '&')"
+    return f"CASE WHEN contains({text}, '&') THEN {resolved} ELSE {text} END"
 
 
 def microseconds(time, unit="auto", format=None):

@@ -42,15 +42,17 @@ def loaded(database, path, columns, data=None, suffix="", **options):
 # ---- the database ------------------------------------------------------------------------------------------------------
 
 
-def test_rows_by_number(database):
-    """Ascending, in order, of a table of several pieces, without a row too many."""
-    database.run("CREATE TABLE reviews AS SELECT 'u' || range AS user, range * 2 AS double FROM range(400000)")
+def test_values_of_codes(database):
+    """In a table of several pieces: the text of each code, and whether all its rows have it."""
+    database.run("CREATE TABLE reviews AS SELECT 'u' || range % 1000 AS user FROM range(400000)")
     rng = np.random.default_rng(0)
     for n_rows in (0, 1, 1000, 399_999):
         rows = np.sort(rng.choice(400_000, n_rows, replace=False))
-        assert database.at("user", rows, 400_000).tolist() == [f"u{row}" for row in rows.tolist()]
-        assert database.at("double", rows, 400_000).tolist() == (rows * 2).tolist()
-        assert database.at("count(*)", rows, 400_000).tolist() == [n_rows]
+        users, codes = np.unique(rows % 1000, return_inverse=True)
+        found, same = database.of_codes("user", rows, codes, 400_000)
+        assert found.tolist() == [f"u{user}" for user in users] and same.all()
+    found, same = database.of_codes("user", np.array([5, 1005, 7, 2, 1002]), np.array([0, 0, 1, 1, 2]), 400_000)
+    assert found.tolist() == ["u5", "u2", "u2"] and same.tolist() == [True, False, True]
 
 
 def test_insert(database):
