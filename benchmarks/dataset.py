@@ -17,11 +17,7 @@ atomic files must be the same bytes, and every run's report the same figures; if
 difference.
 """
 
-import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import re
 import statistics
 import subprocess
@@ -34,9 +30,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from benchmarks.harness import ROOT, parser, spread, surroundings, write_json
 from benchmarks.raw_reviews import SEED, write_raw
 
-ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("duckdb", "numpy", "zstandard")
 VERSIONS = {"obvious": ("benchmarks.obvious_dataset", "obvious"), "ours": ("dataset_scripts.convert", "convert")}
 KINDS = ("train.inter", "valid.inter", "test.inter", "inter", "item")
 FIGURES = (  # of the report
@@ -144,49 +141,28 @@ def summary(found):
     return of
 
 
-def surroundings():
-    """What the figures depend on beside the options."""
-    packages = ("recbole_flr", "dataset_scripts", "benchmarks")
-    git = lambda *words: subprocess.run(["git", "--no-optional-locks", *words], cwd=ROOT, capture_output=True, text=True)
-    commit = git("rev-parse", "HEAD")
-    read = lambda path, pattern: re.findall(pattern, Path(path).read_text()) if Path(path).exists() else []
-    memory = read("/proc/meminfo", r"MemTotal:\s+(\d+) kB")
-    return {
-        "commit": commit.stdout.strip() if commit.returncode == 0 else "unknown",
-        "changed_since": bool(git("status", "--porcelain", "--", *packages).stdout.strip()),
-        "cpu": (read("/proc/cpuinfo", r"model name\s*: (.*)") or [platform.processor()])[0], "cpus": os.cpu_count(),
-        "memory_bytes": int(memory[0]) * 1024 if memory else None, "system": platform.platform(),
-        "python": platform.python_version(),
-        **{name: next((found.version for found in importlib.metadata.distributions(name=name)), None)
-           for name in ("duckdb", "numpy", "zstandard")},
-    }  # fmt: skip
-
-
 # command line
 
 
 def parse(arguments):
     """Words -> options."""
-    parser = argparse.ArgumentParser("python -m benchmarks.dataset", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--reviews", type=int, default=5_000_000, help="lines of reviews (5,000,000)")
-    parser.add_argument("--items", type=int, default=300_000, help="items of the catalogue (300,000)")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each version (1)")
-    parser.add_argument("--small", action="store_true", help="20,000 reviews of 2,000 items, in seconds")
-    parser.add_argument("--growth", action="store_true", help="run ours at --sizes, too")
-    parser.add_argument("--sizes", default="1000000,2000000,5000000", help="for --growth; as many reviews an item at each")
-    parser.add_argument("--compression", choices=("none", "gz", "zst"), default="none", help="of the raw files")
-    parser.add_argument("--out", type=Path, help="folder in which all files stay; else they are deleted")
-    parser.add_argument("--json", type=Path, help="file to be written with all figures")
-    given = parser.parse_args(arguments)
+    numbers = {  # default, least, meaning
+        "reviews": (5_000_000, 1000, "lines of reviews"), "items": (300_000, 100, "items of the catalogue"),
+        "repeats": (1, 1, "runs of each version"),
+    }  # fmt: skip
+    command = parser("benchmarks.dataset", __doc__, numbers)
+    command.add_argument("--small", action="store_true", help="20,000 reviews of 2,000 items, in seconds")
+    command.add_argument("--growth", action="store_true", help="run ours at --sizes, too")
+    command.add_argument("--sizes", default="1000000,2000000,5000000", help="for --growth; as many reviews an item at each")
+    command.add_argument("--compression", choices=("none", "gz", "zst"), default="none", help="of the raw files")
+    command.add_argument("--out", type=Path, help="folder in which all files stay; else they are deleted")
+    given = command.parse_args(arguments)
     if given.small:
         given.reviews, given.items = 20_000, 2_000
     try:
         given.sizes = [int(size) for size in given.sizes.split(",")]
     except ValueError:
-        parser.error(f"--sizes: found {given.sizes}, expected whole numbers with commas in between")
-    for name, least in (("reviews", 1000), ("items", 100), ("repeats", 1)):
-        if getattr(given, name) < least:
-            parser.error(f"--{name}: found {getattr(given, name)}, expected at least {least}")
+        command.error(f"--sizes: found {given.sizes}, expected whole numbers with commas in between")
     return given
 
 
@@ -198,7 +174,7 @@ def main(arguments=None):
         found = compare(given, folder, given.reviews, given.items, list(VERSIONS))
         results = [{**found, "summary": summary(found)}]
         of = results[0]["summary"]
-        times = lambda one: f"{one['median_seconds']:.1f} ({min(one['seconds']):.1f}..{max(one['seconds']):.1f})"
+        times = lambda one: spread(one["seconds"])
         megabytes = lambda one: f"{one['median_peak_bytes'] / 1e6:.0f}"
         rows = [[f"{found['raw_bytes'] / 1e9:.3f}", f"{given.reviews:,}", f"{found['figures']['kept']:,}",
                  *(show(of[version]) for version in VERSIONS for show in (times, megabytes)),
@@ -225,9 +201,8 @@ def main(arguments=None):
             print(tabulate(rows, headers, disable_numparse=True, stralign="right"))
     settings = {name: value for name, value in vars(given).items() if name not in ("json", "out")}
     command = " ".join(["python -m benchmarks.dataset", *arguments])
-    report = {"command": command, "settings": settings, "seed": SEED, **surroundings(), "results": results, "growth": growth}
-    if given.json:
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
+    report = {"command": command, "settings": settings, "seed": SEED, **surroundings(PACKAGES), "results": results, "growth": growth}
+    write_json(given.json, report)
     return report
 
 

@@ -14,7 +14,6 @@ Each in a fresh process, in turn; time and memory as in `benchmarks.dataset`. Th
 whole block for one of them, DuckDB gives a row of nulls.
 """
 
-import argparse
 import importlib.util
 import json
 import statistics
@@ -24,7 +23,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from benchmarks.dataset import measure, surroundings
+from benchmarks.dataset import PACKAGES, measure
+from benchmarks.harness import parser, spread, surroundings, write_json
 from benchmarks.raw_reviews import SEED, write_raw
 
 KEYS = {"reviewerID": "VARCHAR", "asin": "VARCHAR", "overall": "DOUBLE", "unixReviewTime": "BIGINT"}
@@ -85,11 +85,8 @@ def _of_frame(frame):
 
 def main(arguments=None):
     """Make, read, compare, print the table; returns what --json writes."""
-    parser = argparse.ArgumentParser("python -m benchmarks.readers", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--reviews", type=int, default=5_000_000, help="lines (5,000,000)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each reader (3)")
-    parser.add_argument("--json", type=Path, help="file to be written with all figures")
-    given = parser.parse_args(arguments)
+    numbers = {"reviews": (5_000_000, 1, "lines"), "repeats": (3, 1, "runs of each reader")}
+    given = parser("benchmarks.readers", __doc__, numbers).parse_args(arguments)
     readers = {name: ("benchmarks.readers", f"read_{name}") for name in READERS
                if "polars" not in name or importlib.util.find_spec("polars")}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -107,13 +104,12 @@ def main(arguments=None):
         times = [run["seconds"] for run in each]
         peak = statistics.median(run["peak_bytes"] for run in each)
         middle = statistics.median(times)
-        table.append([name, f"{middle:.2f} ({min(times):.2f}..{max(times):.2f})", f"{middle / base:.1f}", f"{peak / 1e6:.0f}"])
+        table.append([name, spread(times, digits=2), f"{middle / base:.1f}", f"{peak / 1e6:.0f}"])
     print(f"{given.reviews:,} lines, {size / 1e9:.3f} GB")
     print(tabulate(table, ["reader", "s (min..max)", "to duckdb", "peak MB"], disable_numparse=True))
     words = sys.argv[1:] if arguments is None else arguments
-    report = {"command": " ".join(["python -m benchmarks.readers", *words]), "seed": SEED, **surroundings(), "runs": runs}
-    if given.json:
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
+    report = {"command": " ".join(["python -m benchmarks.readers", *words]), "seed": SEED, **surroundings(PACKAGES), "runs": runs}
+    write_json(given.json, report)
     return report
 
 

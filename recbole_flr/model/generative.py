@@ -156,13 +156,13 @@ class GenerativeRecommender(SequentialRecommender):
         titles, labels = self.collator.targets(interaction[self.POS_ITEM_ID])
         labelled = labels != IGNORE
         logits = self.backbone.logits(self.title_hidden(reading, titles)[labelled])  # only labelled positions
-        return self.regularise(nn.functional.cross_entropy(logits.float(), labels[labelled]), reading)
+        return self.regularise(nn.functional.cross_entropy(_precise(logits), labels[labelled]), reading)
 
     def language_model_loss(self, packed):
         """Mean cross entropy of the next token over packed user sequences. A scalar."""
         hidden, _ = self.backbone(self.backbone.embed(packed.ids), packed.mask(), packed.positions)
         labelled = packed.labels != IGNORE
-        return nn.functional.cross_entropy(self.backbone.logits(hidden[labelled]).float(), packed.labels[labelled])
+        return nn.functional.cross_entropy(_precise(self.backbone.logits(hidden[labelled])), packed.labels[labelled])
 
     def decode(self, reading):
         """Reading of B prompts -> Beams: the titles that constrained beam search finds, best first."""
@@ -178,8 +178,7 @@ class GenerativeRecommender(SequentialRecommender):
         titles, labels = self.collator.targets(interaction[self.ITEM_ID])
         reading = self.read_history(interaction)
         labelled = labels != IGNORE
-        logits = self.backbone.logits(self.title_hidden(reading, titles)[labelled])
-        logits = logits.float() if logits.dtype != torch.float64 else logits
+        logits = _precise(self.backbone.logits(self.title_hidden(reading, titles)[labelled]))
         if self.score == "trie":
             logits = logits.masked_fill(~self._children(titles, logits.shape[-1])[labelled], float("-inf"))
         token = logits.log_softmax(-1).gather(-1, titles[labelled].unsqueeze(-1)).squeeze(-1)
@@ -205,3 +204,8 @@ class GenerativeRecommender(SequentialRecommender):
     def keep_saving(self, names):
         """Parameters that a checkpoint brought, whatever they were pretrained to, need a place in the next one too."""
         self._unsaved = self._unsaved - names
+
+
+def _precise(logits):
+    """At least float32, in which sums over a vocabulary are right."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

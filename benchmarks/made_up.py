@@ -1,0 +1,207 @@
+"""Made-up catalogues, prompts and models for the benchmarks: no weights, no data set, the very lengths that are asked for.
+
+Two kinds: words of one token each, where a benchmark needs prompts and targets of exact lengths (:func:`build`,
+:func:`batch`); and titles as in a shop, with brands and lines that many share (:func:`shop_titles`).
+
+Shapes: B prompts, L prompt tokens, T title tokens.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import init_seed
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+from benchmarks.harness import add_device, check_device, parser
+from recbole_flr.config import Config
+from recbole_flr.data.loading import load_dataset, split
+from recbole_flr.model.backbone import END_OF_TITLE, PAD, START, THOUGHT
+
+_SPLIT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
+
+
+# ---- titles as in a shop -----------------------------------------------------------------------------------------------
+
+
+def shop_titles(count, seed=0):
+    """Distinct titles of 3 to 15 words, as shops have them: a brand first, then often a line of that brand, then words of
+    all kinds. Brands and words are drawn by Zipf's law, so that some beginnings are shared by thousands.
+
+    Returns:
+        list of `count` str.
+    """
+    rng = np.random.default_rng(seed)
+    consonants, vowels = list("bcdfghklmnprstvz"), list("aeiou")
+
+    def words(number):
+        syllables = rng.integers(1, 4, number)
+        letters = np.char.add(rng.choice(consonants, (number, 3)), rng.choice(vowels, (number, 3)))
+        return ["".join(row[:n]) for row, n in zip(letters.tolist(), syllables.tolist())]
+
+    def zipf(size, number):
+        weights = 1 / np.arange(1, number + 1)
+        return np.searchsorted(np.cumsum(weights / weights.sum()), rng.random(size)).clip(max=number - 1)
+
+    brands = [word.capitalize() for word in words(2000)]
+    lines = [[word.capitalize() for word in words(8)] for _ in brands]
+    common = words(20000)
+    n_words = (2 + rng.poisson(5, count)).clip(2, 14).tolist()
+    brand, line, has_line = zipf(count, len(brands)).tolist(), zipf(count, 8).tolist(), (rng.random(count) < 0.7).tolist()
+    drawn = iter(zipf(sum(n_words), len(common)).tolist())
+    found, times = [], {}
+    for place in range(count):
+        text = [brands[brand[place]]] + [lines[brand[place]][line[place]]] * has_line[place]
+        text = " ".join(text + [common[next(drawn)] for _ in range(n_words[place] - has_line[place])])
+        times[text] = times.get(text, 0) + 1
+        found.append(text if times[text] == 1 else f"{text} #{times[text]}")
+    return found
+
+
+# ---- prompts and targets of exact lengths ------------------------------------------------------------------------------
+
+SIZES = {  # option: default, least, meaning
+    "prompt": (200, 5, "L, tokens of a prompt, more than two targets"), "target": (12, 2, "T, tokens of a target with its end"),
+    "layers": (2, 1, "of the backbone"), "refinements": (2, 1, "N, of a thought"),
+    "items": (1000, 1, "titles of the made-up catalogue"), "vocabulary": (4000, 8, "V, tokens of the made-up vocabulary"),
+    "repeats": (5, 1, "timed steps of each version"), "threads": (None, 1, "of torch, or its own choice"),
+}  # fmt: skip
+
+
+def parse_sizes(module, description, numbers, arguments):
+    """Words -> options: `SIZES` and `numbers`, `--device`, `--json` and what to say to a process that measures memory."""
+    command = parser(module, description, {**SIZES, **numbers})
+    add_device(command)
+    command.add_argument("--memory-of", nargs="+", help=argparse.SUPPRESS)
+    given = command.parse_args(arguments)
+    if given.prompt <= 2 * given.target:
+        command.error(f"argument --prompt: found {given.prompt}, expected more than two targets, {2 * given.target}")
+    check_device(command, given.device)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    return given
+
+
+def _write_files(folder, given):
+    """A catalogue whose words are one token each, and a tokenizer that knows them.
+
+    Item `filler` makes up what whole titles leave of the prompt; all others have T tokens with their end.
+    """
+    rng = np.random.default_rng(0)
+    special = [PAD, START, END_OF_TITLE, THOUGHT]
+    words = [f"w{number}" for number in range(given.vocabulary - len(special))]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(special + words)}, words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=START, eos_token=END_OF_TITLE,
+        additional_special_tokens=[THOUGHT],
+    ).save_pretrained(folder / "tokenizer")
+    # what whole titles leave of L - 1 tokens, as there is a start token
+    lengths = {"filler": given.target + (given.prompt - 1) % given.target}
+    lengths.update({f"i{number}": given.target for number in range(given.items)})
+    write_dataset(folder, {item: " ".join(rng.choice(words, length - 1)) for item, length in lengths.items()})
+
+
+def write_dataset(folder, title_of):
+    """The atomic files of a data set `made_up` in a folder: item -> title, and some interactions, which RecBole wants."""
+    data, items = Path(folder) / "made_up", list(title_of)
+    data.mkdir()
+    titles = [f"{item}\t{title}" for item, title in title_of.items()]
+    history = [f"user\t{items[step % len(items)]}\t{step}" for step in range(5)]
+    (data / "made_up.item").write_text("\n".join(["item_id:token\ttitle:token", *titles]) + "\n")
+    (data / "made_up.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *history]) + "\n")
+
+
+def build_model(model_class, folder, device="cpu", **options):
+    """Options -> RecBole's config, a model with random weights, and its data set, which lies in `folder`."""
+    config = Config(model_class, "made_up", config_dict={
+        "data_path": str(folder), "state": "ERROR", "use_gpu": device == "cuda", "eval_args": _SPLIT, **options,
+    })  # fmt: skip
+    dataset = load_dataset(config)
+    init_seed(config["seed"], True)
+    return config, model_class(config, split(config, dataset)[0]._dataset).to(config["device"]), dataset
+
+
+def build(model_class, given, **options):
+    """A model on a catalogue of words of one token each.
+
+    Args:
+        model_class: of recbole_flr.
+        given: `vocabulary`, `target`, `prompt`, `items`, `hidden`, `layers` and `device`.
+        options: more of the model's.
+
+    Returns:
+        RecBole's config, the model, and a function from item names (`i0`, `i1`, ..., `filler`) to their ids.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _write_files(Path(folder), given)
+        config, model, dataset = build_model(model_class, folder, given.device, **{
+            "MAX_ITEM_LIST_LENGTH": given.prompt // given.target, "max_title_tokens": 2 * given.target,
+            "duplicate_titles": "share", "tokenizer": str(Path(folder) / "tokenizer"), "prompt": "compact",
+            "compact_hidden_size": given.hidden, "compact_layers": given.layers, **options,
+        })  # fmt: skip
+    return config, model, lambda names: dataset.token2id(dataset.iid_field, names)
+
+
+def batch(given, model, ids):
+    """RecBole batch of `given.batch` prompts of L tokens and targets of T.
+
+    Raises:
+        AssertionError: if the lengths are not what was asked for.
+    """
+    length = (given.prompt - 1) // given.target
+    names = np.random.default_rng(1).integers(given.items, size=(given.batch, length)).astype(str)
+    items = ids(np.char.add("i", names))
+    first = np.full((given.batch, 1), ids("filler"))
+    interaction = Interaction({
+        model.ITEM_SEQ: torch.from_numpy(np.concatenate([first, items[:, 1:]], axis=1)),
+        model.ITEM_SEQ_LEN: torch.full((given.batch,), length), model.POS_ITEM_ID: torch.from_numpy(items[:, 0]),
+    }).to(model.device)  # fmt: skip
+    found = [model.prompt_lengths(interaction)[0].item(), model.collator.targets(interaction[model.POS_ITEM_ID])[0].shape[1]]
+    if found != [given.prompt, given.target]:
+        raise AssertionError(f"prompt and target have {found} tokens, expected {[given.prompt, given.target]}")
+    return interaction
+
+
+# ---- the obvious mathematics -------------------------------------------------------------------------------------------
+
+
+def think(lm, reasoner, prompt, mask, trunk=None):
+    """Refine thoughts by N full passes of `trunk`, the language model's own by default.
+
+    Prompts [R, L, D] and their mask [R, L] -> FactorState.
+    """
+    trunk = trunk or lm.base_model
+    thought = reasoner.initial.expand(len(prompt), -1)
+    for _ in range(reasoner.num_refinements):
+        text = continued(prompt, mask, thought.unsqueeze(1))
+        hidden = trunk(**text).last_hidden_state
+        keys = reasoner.step.keys(hidden, text["position_ids"])
+        state = reasoner.step(keys, hidden, text["attention_mask"])
+        thought = state.thought
+    return state
+
+
+def continued(prompt, mask, new):
+    """What transformers wants for [R, L, D] with [R, S, D] behind."""
+    mask = torch.cat([mask, mask.new_ones(new.shape[:2])], dim=1)
+    positions = (mask.long().cumsum(1) - 1).clamp_min(0)
+    return dict(inputs_embeds=torch.cat([prompt, new], dim=1), attention_mask=mask, position_ids=positions, use_cache=False)
+
+
+def in_float64(model, std):
+    """Draw the weights anew and make all of the model compute in float64."""
+    model.double()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=std)
+    for parent in list(model.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, Qwen2RMSNorm):  # rounds to float32, whatever it gets
+                exact = torch.nn.RMSNorm(norm.weight.shape, norm.variance_epsilon).to(norm.weight)
+                setattr(parent, name, exact.requires_grad_(False))  # weights are 1 in both

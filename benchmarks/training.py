@@ -1,0 +1,214 @@
+"""Time and peak memory of one step of the supervised stage: FLR against full passes, and against no reasoning at all.
+
+    python -m benchmarks.training --json training.json
+
+A step: read B prompts of L tokens, refine the thought N times, write targets of T tokens, loss, backward, AdamW on all
+weights. The weights are random, the catalogue is made up (words of one token each, so that prompts and targets have the very
+lengths that are asked for). Versions:
+
+- ours: the project's FLR. A prompt is read once; N - 1 passes of one token and one of the target follow behind its cache; only
+  the target's positions are projected on the vocabulary.
+- obvious: N + 1 full passes of the language model, each with the logits of all positions, the loss as transformers takes it
+  (labels of -100 where there is no target).
+- obvious, frugal: the same, but the N thoughts call the trunk alone, so that only the last pass has logits, of all positions.
+- BIGRec: the project's, the same language model without a thought. Other mathematics; what reasoning costs.
+
+Before anything is timed, loss and gradients of the first three are compared in float64, on prompts and targets of unequal
+length. BIGRec's loss is compared with one full pass. Dropout is off.
+
+Time and memory: see `benchmarks.harness`; memory after one step on a single short prompt.
+
+Shapes: B prompts, L prompt tokens, T title tokens, D width, V vocabulary.
+"""
+
+import argparse
+import gc
+import statistics
+import sys
+import warnings
+from functools import partial
+
+import torch
+from recbole.data.interaction import Interaction
+from tabulate import tabulate
+from torch import nn
+
+from benchmarks.harness import in_fresh_process, in_turns, peak, spread, start_peak, surroundings, write_json
+from benchmarks.made_up import batch, build, continued, in_float64, parse_sizes, think
+from recbole_flr.data.collate import IGNORE
+from recbole_flr.model.bigrec import BIGRec
+from recbole_flr.model.flr import FLR
+
+TOLERANCE = 1e-7  # relative, in float64
+OPTIONS = {"embedding_dropout": 0.0}
+
+
+# the versions: model and RecBole batch -> loss
+
+
+def ours(model, interaction):
+    """The project's version; BIGRec's too."""
+    return model.calculate_loss(interaction)
+
+
+def obvious(model, interaction, frugal=False):
+    """Full passes over [prompt, thought] and over [prompt, thought, target]."""
+    lm = model.backbone.lm
+    prompts = model.collator.prompts(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN])
+    prompt = lm.get_input_embeddings()(prompts.ids)
+    trunk = lm.base_model if frugal else partial(_with_logits, lm)
+    state = think(lm, model.reasoner, prompt, prompts.mask, trunk)
+    loss = _full_pass(model, interaction, torch.cat([prompt, state.thought.unsqueeze(1)], dim=1), prompts.mask)
+    return model.loss_weights(loss, state.regularisers())
+
+
+def obvious_bigrec(model, interaction):
+    """One full pass over [prompt, target], for BIGRec."""
+    prompts = model.collator.prompts(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN])
+    return _full_pass(model, interaction, model.backbone.lm.get_input_embeddings()(prompts.ids), prompts.mask)
+
+
+def _with_logits(lm, **text):
+    """The whole language model, for its last hidden states."""
+    out = lm(**text, output_hidden_states=True)
+    out.last_hidden_state = out.hidden_states[-1]
+    return out
+
+
+def _full_pass(model, interaction, prefix, mask):
+    """[B, P, D] with the title behind -> mean cross entropy of the title, as transformers takes it."""
+    lm = model.backbone.lm
+    titles, labels = model.collator.targets(interaction[model.POS_ITEM_ID])
+    mask = torch.cat([mask, mask.new_ones(len(mask), prefix.shape[1] - mask.shape[1])], dim=1)
+    text = continued(prefix, mask, lm.get_input_embeddings()(titles))
+    ignored = labels.new_full(mask.shape, IGNORE)
+    logits = lm(**text).logits[:, :-1]
+    labels = torch.cat([ignored, labels], dim=1)[:, 1:]
+    return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+
+
+VERSIONS = {  # name: model, function
+    "ours": (FLR, ours), "obvious": (FLR, obvious), "obvious, frugal": (FLR, partial(obvious, frugal=True)),
+    "BIGRec": (BIGRec, ours),
+}  # fmt: skip
+
+
+# equality
+
+
+def check_equal(given):
+    """Compare losses and gradients in float64, on prompts and targets of several lengths.
+
+    Returns:
+        the largest relative difference.
+
+    Raises:
+        AssertionError: if a loss or a gradient differs.
+    """
+    given = argparse.Namespace(**{**vars(given), "items": 3, "batch": 4})
+    pairs = [(FLR, "ours", name, VERSIONS[name][1]) for name in ("obvious", "obvious, frugal")]
+    worst = 0.0
+    for model_class, name, other_name, other in [*pairs, (BIGRec, "BIGRec", "one full pass", obvious_bigrec)]:
+        _, model, ids = build(model_class, given, **_options(model_class, given))
+        in_float64(model, std=2 * given.hidden**-0.5)
+        interaction = batch(given, model, ids)
+        interaction[model.ITEM_SEQ_LEN][2:] -= 1
+        interaction[model.POS_ITEM_ID][1::2] = int(ids("filler"))
+        found, expected = (_gradients(version, model, interaction) for version in (VERSIONS[name][1], other))
+        for part in expected:
+            difference = ((found[part] - expected[part]).norm() / expected[part].norm()).item()
+            if not difference < TOLERANCE:
+                raise AssertionError(f"{part} of {name!r} differs from that of {other_name!r} by {difference:.1e} (relative), "
+                                     f"expected less than {TOLERANCE}")  # fmt: skip
+            worst = max(worst, difference)
+    return worst
+
+
+def _gradients(version, model, interaction):
+    """`loss`, and name -> gradient."""
+    model.zero_grad(set_to_none=True)
+    loss = version(model, interaction)
+    loss.backward()
+    return {"loss": loss.detach(), **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
+
+
+# measures
+
+
+def _options(model_class, given):
+    return {**OPTIONS, "num_refinements": given.refinements, "stages": "sft"} if model_class is FLR else OPTIONS
+
+
+def make_step(given, version):
+    """A function that makes one optimizer step on the benchmark's batch, and one that makes it on a single short prompt."""
+    model_class, loss_of = VERSIONS[version]
+    config, model, ids = build(model_class, given, **_options(model_class, given))
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), config["learning_rate"])
+    interaction = batch(given, model, ids)
+    small = Interaction({name: value[:1].clone() for name, value in interaction.interaction.items()})
+    small[model.ITEM_SEQ_LEN][:] = 1
+
+    def step(rows):
+        optimizer.zero_grad()
+        loss_of(model, rows).backward()
+        optimizer.step()
+
+    return partial(step, interaction), partial(step, small)
+
+
+def memory_growth(given, version):
+    """Bytes by which the peak of one step lies above what was in use before it. Only a fresh process gives its own peak."""
+    step, small = make_step(given, version)
+    small()  # what torch sets up once belongs to no version
+    gc.collect()
+    before = start_peak(given.device)
+    step()
+    return max(peak(given.device) - before, 0)
+
+
+# command line
+
+
+def parse(arguments):
+    """Words -> options."""
+    return parse_sizes("benchmarks.training", __doc__, {
+        "hidden": (128, 8, "D of the backbone, a multiple of 8"), "batch": (32, 1, "B, prompts a step"),
+    }, arguments)
+
+
+def main(arguments=None):
+    """Compare, measure, print the table; returns what --json writes."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    given = parse(arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="recbole")
+    if given.memory_of:
+        growth = memory_growth(given, *given.memory_of)
+        print(growth)
+        return growth
+    difference = check_equal(given)
+    print(f"Loss and gradients agree in float64: largest relative difference {difference:.1e}.")
+    memory = {version: in_fresh_process("benchmarks.training", [*arguments, "--memory-of", version]) for version in VERSIONS}
+    seconds = in_turns({version: make_step(given, version)[0] for version in VERSIONS}, given.repeats, given.device)
+    results = {}
+    for version in VERSIONS:
+        each = [other / own for other, own in zip(seconds[version], seconds["ours"])]  # turn by turn
+        results[version] = {
+            "seconds": seconds[version], "median": statistics.median(seconds[version]), "peak_bytes": memory[version],
+            "time_ratios": each, "time_ratio": statistics.median(each),
+            "memory_ratio": memory[version] / memory["ours"] if memory["ours"] else None,
+        }  # fmt: skip
+    rows = [[version, spread(one["seconds"], 1e3), spread(one["time_ratios"], digits=2), f"{one['peak_bytes'] / 1e6:.1f}",
+             one["memory_ratio"] and f"{one['memory_ratio']:.2f}"] for version, one in results.items()]  # fmt: skip
+    headers = ["version", "time ms (min..max)", "to ours (min..max)", "peak memory MB", "to ours"]
+    print(tabulate(rows, headers, disable_numparse=True, colalign=("left", *["right"] * 4)))
+    settings = {name: value for name, value in vars(given).items() if name not in ("json", "memory_of")}
+    command = " ".join(["python -m benchmarks.training", *arguments])
+    report = {"command": command, "settings": settings, **surroundings(device=given.device), "largest_difference": difference,
+              "results": results}  # fmt: skip
+    write_json(given.json, report)
+    return report
+
+
+if __name__ == "__main__":
+    main()
