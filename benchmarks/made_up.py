@@ -181,8 +181,8 @@ def think(lm, reasoner, prompt, mask, trunk=None):
     for _ in range(reasoner.num_refinements):
         text = continued(prompt, mask, thought.unsqueeze(1))
         hidden = trunk(**text).last_hidden_state
-        keys = reasoner.step.keys(hidden, text["position_ids"])
-        state = reasoner.step(keys, hidden, text["attention_mask"])
+        scores = reasoner.step.scores(hidden, text["position_ids"])
+        state = reasoner.step(scores, hidden[:, :-1], hidden[:, -1:], text["attention_mask"])
         thought = state.thought
     return state
 

@@ -60,24 +60,33 @@ class FactorAttention(nn.Module):
         self.value = nn.Linear(width, width, bias=False)
         nn.init.normal_(self.queries)
 
-    def keys(self, hidden, positions):
-        """[B, L, D], [B, L] -> rotated keys [B, L, D]. Those of the prompt never change: compute them once."""
-        return rotate(self.key(hidden), positions)
-
-    def forward(self, keys, hidden, mask):
-        """Attend.
+    def scores(self, hidden, positions):
+        """How much each factor looks for each state, before the softmax. Those of the prompt never change: compute them once.
 
         Args:
-            keys: [B, L, D], from :meth:`keys`.
             hidden: [B, L, D].
-            mask: [B, L], True where a key may be seen; at least one True in a row.
+            positions: [B, L], counted from the first real token.
+
+        Returns:
+            [B, K, L].
+        """
+        keys = rotate(self.key(hidden), positions)
+        return self.query(self.queries) @ keys.transpose(1, 2) / math.sqrt(self.width)
+
+    def forward(self, scores, history, last, mask):
+        """Attend to a history of L - 1 states and one more, which stand apart as the history stays the same.
+
+        Args:
+            scores: [B, K, L], from :meth:`scores`.
+            history: [B, L - 1, D].
+            last: [B, 1, D].
+            mask: [B, L], True where a state may be seen; at least one True in a row.
 
         Returns:
             factors [B, K, D] and attention maps [B, K, L] (rows sum to 1).
         """
-        scores = self.query(self.queries) @ keys.transpose(1, 2) / math.sqrt(self.width)  # [B, K, L]
         attention = scores.masked_fill(~mask.unsqueeze(1), float("-inf")).softmax(dim=-1)
-        return self.value(attention @ hidden), attention
+        return self.value(attention[..., :-1] @ history + attention[..., -1:] * last), attention
 
 
 class Gate(nn.Module):
@@ -184,12 +193,12 @@ class FactorStep(nn.Module):
         self.attention = FactorAttention(width, num_factors)
         self.gate = Gate(width, num_factors)
 
-    def keys(self, hidden, positions):
-        """See :meth:`FactorAttention.keys`."""
-        return self.attention.keys(hidden, positions)
+    def scores(self, hidden, positions):
+        """See :meth:`FactorAttention.scores`."""
+        return self.attention.scores(hidden, positions)
 
-    def forward(self, keys, hidden, mask):
-        """keys [B, L, D], hidden [B, L, D], mask [B, L] -> :class:`FactorState`."""
-        factors, attention = self.attention(keys, hidden, mask)
+    def forward(self, scores, history, last, mask):
+        """See :meth:`FactorAttention.forward`. Returns :class:`FactorState`."""
+        factors, attention = self.attention(scores, history, last, mask)
         alpha = self.gate(factors)
         return FactorState((alpha.unsqueeze(1) @ factors).squeeze(1), factors, attention, alpha)

@@ -110,7 +110,7 @@ class Reasoner(nn.Module):
     """Refines one thought N times.
 
     Args:
-        step: module with ``keys(hidden, positions)`` and ``forward(keys, hidden, mask) -> FactorState``.
+        step: module with ``scores(hidden, positions)`` and ``forward(scores, history, last, mask) -> FactorState``.
         width: D.
         num_refinements: N >= 1.
         attend_thought: whether the factors see the thought's own position. If not, z^(2) = z^(1) and N > 1 does nothing.
@@ -141,16 +141,13 @@ class Reasoner(nn.Module):
         """Context and the state of its first thought, [B, 1, D] -> Reading."""
         dtype = self.initial.dtype  # the factors stay in their own precision when the backbone runs in bf16
         history = context.hidden.to(dtype)
-        history_keys = self.step.keys(history, context.positions)
+        scores = self.step.scores(history, context.positions)
         visible = torch.cat([context.mask, context.mask.new_full((len(last), 1), self.attend_thought)], dim=1)
         state = None
         for _ in range(self.num_refinements):
             if state is not None:
                 last = context.read_on(backbone, state.thought)
             last = last.to(dtype)
-            state = self.step(
-                torch.cat([history_keys, self.step.keys(last, context.length.unsqueeze(1))], dim=1),
-                torch.cat([history, last], dim=1),
-                visible,
-            )
+            all_scores = torch.cat([scores, self.step.scores(last, context.length.unsqueeze(1))], dim=2)
+            state = self.step(all_scores, history, last, visible)
         return context.reading(state.thought, state)

@@ -28,7 +28,7 @@ def test_factor_attention_equals_a_loop(batch, length, num_factors, seed):
     positions = torch.arange(length).expand(batch, -1)
     mask = torch.rand(batch, length) < 0.7
     mask[:, -1] = True
-    got, maps = attention(attention.keys(hidden, positions), hidden, mask)
+    got, maps = attention(attention.scores(hidden, positions), hidden[:, :-1], hidden[:, -1:], mask)
     for b in range(batch):
         for k in range(num_factors):
             query = attention.query.weight @ attention.queries[k]
@@ -54,7 +54,7 @@ def test_one_factor_is_plain_single_query_attention():
     hidden = torch.randn(2, 5, 8, dtype=torch.float64)
     positions = torch.arange(5).expand(2, -1)
     mask = torch.ones(2, 5, dtype=torch.bool)
-    state = step(step.keys(hidden, positions), hidden, mask)
+    state = step(step.scores(hidden, positions), hidden[:, :-1], hidden[:, -1:], mask)
     query = step.attention.query(step.attention.queries)[None].expand(2, 1, 8)
     plain = torch.nn.functional.scaled_dot_product_attention(
         query, f.rotate(step.attention.key(hidden), positions), step.attention.value(hidden)

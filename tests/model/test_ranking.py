@@ -30,7 +30,8 @@ def brute_force(model, interaction):
         for _ in range(reader.num_refinements):
             hidden = backbone.lm.base_model(inputs_embeds=torch.cat([embeddings, thought], 1)).last_hidden_state
             positions = torch.arange(hidden.shape[1])[None]
-            state = reader.step(reader.step.keys(hidden, positions), hidden, torch.ones(hidden.shape[:2], dtype=torch.bool))
+            looked, seen = reader.step.scores(hidden, positions), torch.ones(hidden.shape[:2], dtype=torch.bool)
+            state = reader.step(looked, hidden[:, :-1], hidden[:, -1:], seen)
             thought = state.thought[:, None]
         for item in range(1, model.n_items):
             title = model.collator.titles.row(item)

@@ -70,7 +70,8 @@ def slow_thought(backbone, module, row):
         tokens = torch.cat([row, thought[None]])[None]
         hidden = backbone.lm.base_model(inputs_embeds=tokens).last_hidden_state
         positions = torch.arange(tokens.shape[1])[None]
-        state = module.step(module.step.keys(hidden, positions), hidden, torch.ones(1, tokens.shape[1], dtype=torch.bool))
+        scores, seen = module.step.scores(hidden, positions), torch.ones(1, tokens.shape[1], dtype=torch.bool)
+        state = module.step(scores, hidden[:, :-1], hidden[:, -1:], seen)
         thought = state.thought[0]
     return thought
 
