@@ -225,7 +225,7 @@ def recommend(checkpoint, history, k=10, config_dict=None):
     Args:
         checkpoint: folder of a run, or what :func:`load_data_and_model` returned (to load once and ask often).
         history: titles or item ids, oldest first; the latest MAX_ITEM_LIST_LENGTH count.
-        k: how many items, at most the number of beams.
+        k: how many items; of a model that writes titles with `decode: beam` at most the number of beams.
         config_dict: options to change when loading.
 
     Returns:
@@ -235,14 +235,17 @@ def recommend(checkpoint, history, k=10, config_dict=None):
 
     Raises:
         DataError: for an empty history or an unknown item.
-        ConfigError: if k is not at least 1 and at most the number of beams.
+        ConfigError: if k is below 1, or more than there are beams or items.
     """
     loaded = checkpoint if isinstance(checkpoint, tuple) else load_data_and_model(checkpoint, config_dict)
     config, model, dataset = loaded[:3]
     if not hasattr(model, "ITEM_SEQ"):
         raise ConfigError(f"recommend: found a {config['model']}, expected a sequential model, which reads a history")
     catalog = model.catalog if hasattr(model, "catalog") else Catalog.from_dataset(config, loaded[3]._dataset)
-    most = min(config["num_beams"] or len(catalog) - 1, len(catalog) - 1)
+    writes = hasattr(model, "trie")
+    most = len(catalog) - 1
+    if writes and config["decode"] == "beam":
+        most = min(most, config["num_beams"])
     if not 1 <= k <= most:
         raise ConfigError(f"k: found {k}, expected 1 to {most} (num_beams and the catalogue bound it)")
     if not history:
@@ -253,7 +256,7 @@ def recommend(checkpoint, history, k=10, config_dict=None):
         model.ITEM_SEQ: torch.tensor([padded]), model.ITEM_SEQ_LEN: torch.tensor([len(items)]),
         model.USER_ID: torch.zeros(1, dtype=torch.long), model.ITEM_ID: torch.zeros(1, dtype=torch.long),
     }).to(config["device"])
-    scores = model.full_sort_predict(interaction).view(1, -1)[0].cpu()
+    scores = model.full_sort_predict(interaction, **({"top": k} if writes else {})).view(1, -1)[0].cpu()
     scores[0] = -torch.inf
     best = scores.topk(k)
 

@@ -1,12 +1,14 @@
 """Batched beam search over the titles of a trie, for any model that can score tokens after a prompt.
 
-Three departures from the usual beam search of a language model:
+Four departures from the usual beam search of a language model:
 
 - A beam costs no cache. All tokens tried for a user form one tree behind the user's prompt (tree attention), and the model
   is asked for the hidden states of new tokens given the place of their predecessors; see :class:`PrefixScorer`.
-- A beam with only one title left leaves the search at once; such tails are collected and scored together in one pass at
-  the end. So the number of passes is the depth at which titles stop branching, plus one, whatever their length; and as
-  places in the beam become free, at least min(num_beams, titles) titles are always finished, usually more.
+- A beam with only one title left leaves the search at once; such tails are collected and scored together at the end. So the
+  number of passes is the depth at which titles stop branching, plus one or two, whatever their length; and as places in the
+  beam become free, at least min(num_beams, titles) titles are always found, usually more.
+- Only the best titles are wanted, and a sum of log-probabilities only falls: what cannot come among the best any more, a beam
+  or a tail, is not followed to its end (`top`).
 - Only a node's children are looked at: no mask of vocabulary width for a beam, no Python loop over users or beams.
 
 Ties are broken the same way on every device: in a step the earlier beam wins (beams stand in order of score), then the
@@ -16,59 +18,16 @@ Shape letters: U users, W active beams (padded), S new tokens a user (padded), D
 titles (padded).
 """
 
-from dataclasses import dataclass
-from typing import Protocol
-
 import torch
 
-from recbole_flr.errors import ConfigError, DataError, FLRError
-
-SCORES = ("full", "trie")
-
-
-class PrefixScorer(Protocol):
-    """What beam search needs of a language model, for a batch of U users that have each read their prompt.
-
-    Attributes:
-        hidden: [U, D], the state at a user's last prompt position, which predicts the title's first token.
-    """
-
-    hidden: torch.Tensor
-
-    def extend(self, tokens, parents, valid):
-        """Append tokens to every user's tree and return their hidden states.
-
-        Appended tokens take the next free slots 0, 1, 2, … of their user in the order given, padding included.
-
-        Args:
-            tokens: int64 [U, S].
-            parents: int64 [U, S], the slot of each token's predecessor, -1 for the prompt. It may be a slot of this very
-                call as long as it is to the left: a chain is appended at once.
-            valid: bool [U, S], False for padding (token 0, parent -1), whose hidden state is never read.
-
-        Returns:
-            [U, S, D]: each token's state after its prompt, its ancestors and itself.
-        """
-
-    def logits(self, hidden):
-        """[..., D] -> [..., V], scores of the next token."""
-
-
-@dataclass(frozen=True)
-class Beams:
-    """Finished titles of each user, best first.
-
-    Attributes:
-        nodes: int64 [U, F], leaves of the trie, -1 where padded.
-        scores: [U, F] float32 or float64, -inf where padded, finite elsewhere.
-    """
-
-    nodes: torch.Tensor
-    scores: torch.Tensor
+from recbole_flr.decoding.scoring import (
+    Beams, Best, Final, check_options, child_scores, extend_paths, finish_tails, highest, place_in_run, precision, ragged,
+)  # fmt: skip
+from recbole_flr.errors import DataError
 
 
 @torch.no_grad()
-def beam_search(scorer, trie, num_beams, *, score="full", length_penalty=0.0, max_logits=2**26):
+def beam_search(scorer, trie, num_beams, *, top=None, score="full", length_penalty=0.0, max_logits=2**26):
     """The titles that a model finds most probable, per user.
 
     In every step the children of a user's active beams compete on the sum of their tokens' log-probabilities and the best
@@ -79,6 +38,8 @@ def beam_search(scorer, trie, num_beams, *, score="full", length_penalty=0.0, ma
         scorer: a :class:`PrefixScorer`.
         trie: a :class:`~recbole_flr.decoding.trie.Trie` on the scorer's device.
         num_beams: how many candidates stay in a step, at least 1.
+        top: how many titles are wanted, at least 1; None for all that the search comes upon. The best `top` of all those come
+            back, with the same scores and in the same order, for less work.
         score: "full", a token's log-probability is over the whole vocabulary; "trie", over its node's children, so that
             all titles' probabilities sum to 1 and an only child costs nothing.
         length_penalty: the final score is the sum of log-probabilities / (tokens, end of title included)^length_penalty.
@@ -86,36 +47,29 @@ def beam_search(scorer, trie, num_beams, *, score="full", length_penalty=0.0, ma
             multiple of it. On a CPU smaller blocks are used, as they are faster.
 
     Returns:
-        :class:`Beams`. F may exceed `num_beams`.
+        :class:`Beams`. Without `top`, F may exceed `num_beams`.
 
     Raises:
-        ConfigError: `num_beams` or `score` has a value that it cannot have.
+        ConfigError: `num_beams`, `top` or `score` has a value that it cannot have.
         FLRError: the model's logits are not numbers.
     """
-    if num_beams < 1:
-        raise ConfigError(f"num_beams must be at least 1; it is {num_beams}")
-    if score not in SCORES:
-        raise ConfigError(f"score must be one of {', '.join(SCORES)}; it is {score!r}")
-    probe = scorer.logits(scorer.hidden[:1])
-    dtype = torch.promote_types(probe.dtype, torch.float32)
-    rows = max(1, max_logits // probe.shape[-1])
-    if probe.device.type == "cpu":  # blocks that stay near its caches: 3.5 times faster than 2**26 logits at V = 8000
-        rows = min(rows, max(256, 2**22 // probe.shape[-1]))
-    del probe
+    check_options(score, num_beams=num_beams, top=1 if top is None else top)
+    dtype, rows = precision(scorer, max_logits)
+    users, device = len(scorer.hidden), scorer.hidden.device
+    final = Final(trie, length_penalty, dtype)
+    done = _All(users) if top is None else Best(users, top, dtype, device)
 
     # The root is everyone's only beam: a node, its score, its slot, the state that predicts its children.
     hidden = scorer.hidden.unsqueeze(1)
-    node = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+    node = torch.zeros(hidden.shape[:2], dtype=torch.long, device=device)
     total = torch.zeros_like(node, dtype=dtype)
     slot, valid = torch.full_like(node, -1), torch.ones_like(node, dtype=torch.bool)
-    depth = slots = 0
-    finished, tails = [], []
+    slots, tails = 0, []
     while node.shape[1]:
-        depth += 1
         candidates, edges = _expand(scorer, trie, hidden, node, total, valid, num_beams, score, rows)
         per_beam = candidates.shape[2]
         candidates, edges = candidates.flatten(1), edges.flatten(1)
-        total, kept = _top(candidates, min(num_beams, candidates.shape[1]))
+        total, kept = highest(candidates, min(num_beams, candidates.shape[1]))
         edge, parent = edges.gather(1, kept), slot.gather(1, kept // per_beam)
         token, node = trie.child_token[edge].long(), trie.child_node[edge].long()
         tail = trie.tail_length[node].long()
@@ -123,28 +77,27 @@ def beam_search(scorer, trie, num_beams, *, score="full", length_penalty=0.0, ma
         real = total > -torch.inf
         ends = real & (tail >= 0 if score == "trie" else tail == 0)
         user, place = ends.nonzero(as_tuple=True)
-        left = tail[user, place]
-        finished.append((user, node[user, place] + left, total[user, place], depth + left))
+        leaf = (node + tail)[user, place]
+        done.add(user, final(total[user, place], leaf), leaf)
         user, place = (real & (tail > 0) & ~ends).nonzero(as_tuple=True)
-        left = tail[user, place]
-        tails.append((user, node[user, place], total[user, place], depth + left, left, parent[user, place]))
+        tails.append((user, *(x[user, place] for x in (node, total, parent))))
 
         # What stays active moves to the left, in order.
         active = real & (tail < 0)
+        if top is not None:
+            user, place = active.nonzero(as_tuple=True)
+            open_nodes = node[user, place]
+            active[user, place] = done.beaten_by(user, final(total[user, place], open_nodes), open_nodes)
         width = int(active.sum(1).max()) if len(active) else 0
         front = active.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
         node, total, token, parent, valid = (x.gather(1, front) for x in (node, total, token, parent, active))
         if width:
             hidden = scorer.extend(token.masked_fill(~valid, 0), parent.masked_fill(~valid, -1), valid)
-            slot = torch.arange(slots, slots + width, device=node.device).expand_as(node)
+            slot = torch.arange(slots, slots + width, device=device).expand_as(node)
             slots += width
 
-    tails = [torch.cat(parts) for parts in zip(*tails)]
-    if len(tails[0]):
-        finished.append(_finish_tails(scorer, trie, tails, slots, rows))
-    user, leaf, total, length = (torch.cat(parts) for parts in zip(*finished))
-    total = _finite(total / length.to(dtype) ** length_penalty)
-    return _collect(user, leaf, total, len(scorer.hidden), trie.num_nodes)
+    _finish(scorer, trie, tails, done, final, top, slots, rows)
+    return done.beams()
 
 
 def item_scores(beams, trie, n_items):
@@ -173,10 +126,10 @@ def item_scores(beams, trie, n_items):
     user, title = (beams.nodes >= 0).nonzero(as_tuple=True)
     leaf = beams.nodes[user, title]
     count = trie.item_start[leaf + 1].long() - trie.item_start[leaf].long()
-    of_title, within = _ragged(count)
+    of_title, within = ragged(count)
     item = trie.items[trie.item_start[leaf].long()[of_title] + within].long()
     user, title = user[of_title], title[of_title]
-    place = _place_in_run(user, len(out))
+    place = place_in_run(user, len(out))
 
     # With numbers counted upwards, x' at place i is the minimum over j <= i of x_j - (i - j).
     width = int(place.max()) + 1 if len(place) else 0
@@ -189,114 +142,71 @@ def item_scores(beams, trie, n_items):
 
 def _expand(scorer, trie, hidden, node, total, valid, num_beams, score, rows):
     """The best children of every beam: scores (-inf where padded) and edges, both [U, W, k], k <= num_beams."""
-    state, before = hidden[valid], total[valid]
-    first = trie.first_child[node[valid]].long()
-    degree = trie.first_child[node[valid] + 1].long() - first
-    most = int(degree.max()) if len(degree) else 1
+    state, before, parent = hidden[valid], total[valid], node[valid]
+    blocks = torch.arange(len(state), device=node.device).split(rows)
+    most = int((trie.first_child[parent + 1] - trie.first_child[parent]).max()) if len(parent) else 1
     best = min(num_beams, most)
-    column = torch.arange(most, device=node.device)
-    scores, edges = [], []
-    # Padding children to the widest node's is safe here: a node has at most V of them, as many as there are logits.
-    for at in torch.arange(len(state), device=node.device).split(rows):
-        logits = scorer.logits(state[at]).to(total.dtype)
-        inside = column < degree[at, None]
-        edge = (first[at, None] + column).clamp(max=len(trie.child_token) - 1)
-        child = logits.gather(1, trie.child_token[edge].long()).masked_fill(~inside, -torch.inf)
-        log_prob = child - _normaliser(logits if score == "full" else child)
-        candidate = _finite(before[at, None] + log_prob).masked_fill(~inside, -torch.inf)
-        top, kept = _top(candidate, best)
-        scores.append(top)
-        edges.append(edge.gather(1, kept))
+    scores, edges = total.new_full((len(state), best), -torch.inf), node.new_zeros((len(state), best))
+    for at in blocks:
+        candidate, edge = child_scores(scorer, trie, state[at], parent[at], before[at], score)
+        few = min(best, candidate.shape[1])
+        scores[at, :few], kept = highest(candidate, few)
+        edges[at, :few] = edge.gather(1, kept)
     out_scores = total.new_full((*node.shape, best), -torch.inf)
     out_edges = node.new_zeros((*node.shape, best))
-    if scores:
-        out_scores[valid], out_edges[valid] = torch.cat(scores), torch.cat(edges)
+    out_scores[valid], out_edges[valid] = scores, edges
     return out_scores, out_edges
 
 
-def _finish_tails(scorer, trie, tails, slots, rows):
-    """Score all tails in one pass.
-
-    A tail of n tokens below node v appends v's own token and all of its own but the last: the state of each predicts the
-    next one.
+def _finish(scorer, trie, tails, done, final, top, slots, rows):
+    """Score the tails: at once, or a user's `top` most promising ones and then those that these leave a chance.
 
     Args:
-        tails: user, node, score so far, tokens of the whole title, tokens of the tail, slot of the node's parent; all [n].
+        tails: list of user, node, sum, slot of the node's parent, all [n].
+        done: what takes the finished titles.
+        final: :class:`Final`.
         slots: slots in use.
-
-    Returns:
-        user, leaf, score, tokens of the whole title: all [n].
     """
-    order = tails[0].argsort(stable=True)
-    user, node, total, length, left, parent = (x[order] for x in tails)
-    of_tail, step = _ragged(left)
-    token_user, token_node = user[of_tail], node[of_tail] + step
-    column = _place_in_run(token_user, len(scorer.hidden))
-    shape = len(scorer.hidden), int(column.max()) + 1
-    tokens = torch.zeros(shape, dtype=torch.long, device=user.device)
-    parents, valid = torch.full_like(tokens, -1), torch.zeros_like(tokens, dtype=torch.bool)
-    tokens[token_user, column] = trie.node_token[token_node].long()
-    parents[token_user, column] = torch.where(step > 0, slots + column - 1, parent[of_tail])
-    valid[token_user, column] = True
-    hidden = scorer.extend(tokens, parents, valid)
-
-    target = trie.node_token[token_node + 1].long()
-    log_probs = total.new_zeros((len(user), int(left.max())))
-    for at in torch.arange(len(of_tail), device=user.device).split(rows):
-        logits = scorer.logits(hidden[token_user[at], column[at]]).to(total.dtype)
-        log_prob = logits.gather(1, target[at, None]) - _normaliser(logits)
-        log_probs[of_tail[at], step[at]] = log_prob.squeeze(1)
-    return user, node + left, _finite(total + log_probs.sum(1)), length
+    user, node, total, slot = (torch.cat(parts) for parts in zip(*tails))
+    bound = final(total, node)
+    order = bound.argsort(descending=True, stable=True)
+    order = order[user[order].argsort(stable=True)]  # by user, the best first
+    user, node, total, slot, bound = (x[order] for x in (user, node, total, slot, bound))
+    first = torch.ones_like(user, dtype=torch.bool) if top is None else place_in_run(user, len(scorer.hidden)) < top
+    for chosen in (first, ~first):
+        if top is not None:
+            chosen = chosen & done.beaten_by(user, bound, node)
+        of = [x[chosen] for x in (user, node, total, slot)]
+        if not len(of[0]):
+            continue
+        left = trie.tail_length[of[1]].long()
+        hidden, column = extend_paths(scorer, trie, of[0], of[1], of[3], left, slots)
+        slots += hidden.shape[1]
+        leaf = of[1] + left
+        done.add(of[0], final(finish_tails(scorer, trie, hidden, *of[:3], column, left, rows), leaf), leaf)
 
 
-def _collect(user, leaf, total, users, num_nodes):
-    """Flat finished titles as :class:`Beams`."""
-    order = (user * num_nodes + leaf).argsort()  # a leaf is finished once: all keys differ
-    user, leaf, total = user[order], leaf[order], total[order]
-    place = _place_in_run(user, users)
-    width = int(place.max()) + 1 if len(place) else 0
-    nodes = torch.full((users, width), -1, device=user.device)
-    scores = total.new_full((users, width), -torch.inf)
-    nodes[user, place], scores[user, place] = leaf, total
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    return Beams(nodes.gather(1, order), scores)
+class _All:
+    """Takes all finished titles, as :class:`Best` takes the best."""
 
+    def __init__(self, users):
+        self.users, self.found = users, []
 
-def _normaliser(logits):
-    """Log-sum-exp over the last dimension, [n, 1]."""
-    out = logits.logsumexp(dim=-1, keepdim=True)
-    if not bool((out < torch.inf).all()):
-        raise FLRError("the model's logits are NaN or infinite: its weights are damaged, or training it diverged")
-    return out
+    def add(self, user, score, leaf):
+        self.found.append((user, score, leaf))
 
-
-def _finite(score):
-    """Impossible titles get a very low score instead of -inf, which means padding; half-way to the lowest number there is,
-    which leaves :func:`item_scores` room below it."""
-    lowest = torch.finfo(score.dtype).min / 2
-    return score.nan_to_num(nan=lowest, neginf=lowest).clamp(min=lowest)
-
-
-def _top(values, k):
-    """The k largest of each row, descending, and their columns: [n, k]; of equal ones the left (`topk` promises nothing)."""
-    kth = values.topk(k, dim=1).values[:, -1:]
-    above, equal = values > kth, values == kth
-    room = k - above.sum(dim=1, keepdim=True)
-    column = (above | (equal & (equal.cumsum(dim=1) <= room))).nonzero()[:, 1].view(len(values), k)
-    top, order = values.gather(1, column).sort(dim=1, descending=True, stable=True)
-    return top, column.gather(1, order)
-
-
-def _ragged(count):
-    """Rows of `count` entries laid end to end: each entry's row, and its number within the row."""
-    row = torch.arange(len(count), device=count.device).repeat_interleave(count)
-    return row, torch.arange(len(row), device=count.device) - (count.cumsum(0) - count)[row]
-
-
-def _place_in_run(key, num_keys):
-    """For ascending `key` in 0 .. num_keys - 1: each entry's number among those of the same key."""
-    start = torch.searchsorted(key, torch.arange(num_keys, device=key.device))
-    return torch.arange(len(key), device=key.device) - start[key]
+    def beams(self):
+        user, score, leaf = (torch.cat(parts) for parts in zip(*self.found))
+        order = leaf.argsort()  # a leaf is finished once a user
+        order = order[score[order].argsort(descending=True, stable=True)]
+        order = order[user[order].argsort(stable=True)]
+        user, score, leaf = user[order], score[order], leaf[order]
+        place = place_in_run(user, self.users)
+        width = int(place.max()) + 1 if len(place) else 0
+        nodes = torch.full((self.users, width), -1, device=user.device)
+        scores = score.new_full((self.users, width), -torch.inf)
+        nodes[user, place], scores[user, place] = leaf, score
+        return Beams(nodes, scores)
 
 
 # A floating-point format: its integer twin, the bits of its magnitude, and the largest subnormal magnitude.

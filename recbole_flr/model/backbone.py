@@ -46,6 +46,45 @@ def train_tokenizer(texts, vocab_size):
     )
 
 
+class GrowingLayer(DynamicLayer):
+    """Keys and values of one layer, with room behind them: more tokens are written there instead of copying all anew.
+
+    Args:
+        keys, values: [B, heads, P, d], copied; no gradient reaches them.
+        room: tokens.
+    """
+
+    def __init__(self, keys, values, room):
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._length = 0
+        self._stored = [self._wider(x, keys.shape[2] + room) for x in (keys[:, :, :0], values[:, :, :0])]
+        self.update(keys, values)
+
+    @staticmethod
+    def _wider(x, capacity):
+        return x.new_empty(*x.shape[:2], capacity, x.shape[3])
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Append tokens [B, heads, S, d]; returns all keys and all values, views that later appends do not change."""
+        old, self._length = self._length, self._length + key_states.shape[2]
+        for place, new in enumerate((key_states, value_states)):
+            if self._length > self._stored[place].shape[2]:
+                wider = self._wider(new, 2 * self._length)
+                wider[:, :, :old] = self._stored[place][:, :, :old]
+                self._stored[place] = wider
+            self._stored[place][:, :, old : self._length] = new.detach()
+        self.keys, self.values = (stored[:, :, : self._length] for stored in self._stored)
+        return self.keys, self.values
+
+
+def growing(cache, room=64):
+    """A cache that grows in place, with a copy of the pairs [B, heads, P, d] of `cache` in it; not for training."""
+    past = DynamicCache()
+    past.layers += [GrowingLayer(keys, values, room) for keys, values in cache]
+    return past
+
+
 class Backbone(nn.Module):
     """A causal language model and its tokenizer.
 
@@ -100,10 +139,13 @@ class Backbone(nn.Module):
         """[...] int64 -> [..., D]."""
         return self.dropout(self.lm.get_input_embeddings()(tokens))
 
-    def logits(self, hidden):
-        """[..., D] -> [..., V]."""
-        settings = self.lm.config
-        logits = self.lm.get_output_embeddings()(hidden)
+    def logits(self, hidden, tokens=None):
+        """[..., D] -> [..., V]; of `tokens` [n] alone, if they are given: [..., n]."""
+        settings, head = self.lm.config, self.lm.get_output_embeddings()
+        if tokens is None or type(head) is not nn.Linear:  # a layer of LoRA, say
+            logits = head(hidden) if tokens is None else head(hidden)[..., tokens]
+        else:
+            logits = nn.functional.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens])
         scale = (getattr(settings, "logit_scale", None) or 1) / (getattr(settings, "logits_scaling", None) or 1)
         logits = logits if scale == 1 else logits * scale  # which would be one more copy of V numbers a token
         cap = getattr(settings, "final_logit_softcapping", None)
@@ -135,7 +177,8 @@ class Backbone(nn.Module):
             mask: [B, P + S], True at real tokens (causal among the new ones), or [B, S, P + S], True where token s
                 may see key p.
             positions: [B, S].
-            cache: pairs [B, heads, P, d], one for each layer, or None.
+            cache: pairs [B, heads, P, d], one for each layer; or what :func:`growing` made, which then holds the new tokens,
+                too; or None.
             keep_cache: whether to return the longer cache.
 
         Returns:
@@ -145,7 +188,7 @@ class Backbone(nn.Module):
         if mask.dim() == 3:  # additive and finite: works in every attention, and a row that sees nothing is no NaN
             blocked = torch.zeros(mask.shape, dtype=embeddings.dtype, device=mask.device)
             mask = blocked.masked_fill_(~mask, torch.finfo(embeddings.dtype).min).unsqueeze(1)
-        past = DynamicCache() if cache is None else self._past(cache)
+        past = cache if isinstance(cache, DynamicCache) else self._past(cache or ())
         use_cache = keep_cache or cache is not None
         out = self.lm.base_model(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=positions,

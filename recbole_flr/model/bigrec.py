@@ -118,11 +118,11 @@ class BIGRec(GenerativeRecommender):
 
     # RecBole's interface
 
-    def full_sort_predict(self, interaction):
+    def full_sort_predict(self, interaction, top=None):
         """Scores of the whole catalogue: [B, n_items]; with ``grounding: embedding`` minus the distance, all finite but
-        that of item 0."""
+        that of item 0, whatever `top` is."""
         if self.grounding == "trie":
-            return super().full_sort_predict(interaction)
+            return super().full_sort_predict(interaction, top)
         written = self.write(self.collator.prompts(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]))
         leaves, embeddings = self._catalogue()
         # the faster way by inner products would lose the small distances, which are the ones that count

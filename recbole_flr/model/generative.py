@@ -14,6 +14,7 @@ from recbole_flr.data.catalog import Catalog
 from recbole_flr.data.collate import IGNORE, Collator
 from recbole_flr.data.prompt import Template
 from recbole_flr.decoding.beam import beam_search, item_scores
+from recbole_flr.decoding.exact import exact_search
 from recbole_flr.decoding.trie import Trie
 from recbole_flr.errors import ConfigError
 from recbole_flr.model.backbone import build_backbone
@@ -33,7 +34,7 @@ class GenerativeRecommender(SequentialRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        if config["num_beams"] < max(config["topk"]):
+        if config["decode"] == "beam" and config["num_beams"] < max(config["topk"]):
             raise ConfigError(  # RecBole would pick arbitrary items among those that no beam reached
                 f"num_beams: found {config['num_beams']}, expected at least {max(config['topk'])}, the largest topk"
             )
@@ -57,6 +58,8 @@ class GenerativeRecommender(SequentialRecommender):
         self.trie = Trie.build(titles.take(items), items.numpy()).to(self.device)
         self.num_beams, self.score = config["num_beams"], config["score"]
         self.length_penalty = config["length_penalty"]
+        self.top = max(config["topk"])  # titles that decoding is asked for
+        self.exact = config["decode"] == "exact"
         self.use_cache = not config["gradient_checkpointing"]
 
     # reading
@@ -164,14 +167,25 @@ class GenerativeRecommender(SequentialRecommender):
         labelled = packed.labels != IGNORE
         return nn.functional.cross_entropy(_precise(self.backbone.logits(hidden[labelled])), packed.labels[labelled])
 
-    def decode(self, reading):
-        """Reading of B prompts -> Beams: the titles that constrained beam search finds, best first."""
-        scorer = TreeDecoder(self.backbone, reading)
-        return beam_search(scorer, self.trie, self.num_beams, score=self.score, length_penalty=self.length_penalty)
+    def decode(self, reading, top=None):
+        """The titles that constrained beam search finds (`decode: beam`), or the true best (`exact`).
 
-    def full_sort_predict(self, interaction):
-        """Scores of the whole catalogue: [B, n_items], -inf where no beam arrived."""
-        return item_scores(self.decode(self.read_history(interaction)), self.trie, self.n_items)
+        Args:
+            reading: of B prompts.
+            top: how many are wanted, max(topk) by default; fewer are less work.
+
+        Returns:
+            Beams, the best first.
+        """
+        top = top or self.top
+        scorer, options = TreeDecoder(self.backbone, reading), {"score": self.score, "length_penalty": self.length_penalty}
+        if self.exact:
+            return exact_search(scorer, self.trie, top, **options)
+        return beam_search(scorer, self.trie, self.num_beams, top=top, **options)
+
+    def full_sort_predict(self, interaction, top=None):
+        """Scores of the whole catalogue: [B, n_items], -inf but for the items of the best `top` titles; see :meth:`decode`."""
+        return item_scores(self.decode(self.read_history(interaction), top), self.trie, self.n_items)
 
     def predict(self, interaction):
         """Log-probability of each row's item, by a full pass over its title: [B]."""

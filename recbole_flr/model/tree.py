@@ -9,6 +9,8 @@ Shapes: U users, L prompt tokens, S new tokens, C tokens of the tree so far, D w
 
 import torch
 
+from recbole_flr.model.backbone import growing
+
 
 class TreeDecoder:
     """Implements :class:`recbole_flr.decoding.beam.PrefixScorer` for a backbone and a Reading.
@@ -17,24 +19,25 @@ class TreeDecoder:
         hidden: [U, D], predicts the first title token.
     """
 
+    @torch.no_grad()
     def __init__(self, backbone, reading):
         self.backbone = backbone
         users = len(reading.mask)
         if reading.cache is None:
             raise ValueError("decoding needs a reading with a cache")
         self.prompt_mask = torch.cat([reading.mask, reading.mask.new_ones(users, 1)], dim=1)
-        hidden, self.cache = backbone(
-            reading.seed.unsqueeze(1), self.prompt_mask, reading.length.unsqueeze(1), reading.cache, keep_cache=True
-        )
+        self.cache = growing(reading.cache)
+        hidden, _ = backbone(reading.seed.unsqueeze(1), self.prompt_mask, reading.length.unsqueeze(1), self.cache)
         self.hidden = hidden[:, 0]
         self.first_position = reading.length + 1
         empty = torch.zeros(users, 0, dtype=torch.long, device=hidden.device)
         self.parents = empty
 
-    def logits(self, hidden):
-        """[..., D] -> [..., V]."""
-        return self.backbone.logits(hidden)
+    def logits(self, hidden, tokens=None):
+        """[..., D] -> [..., V], or [..., n] of `tokens` [n]."""
+        return self.backbone.logits(hidden, tokens)
 
+    @torch.no_grad()
     def extend(self, tokens, parents, valid):
         """Append tokens to the trees.
 
@@ -64,5 +67,4 @@ class TreeDecoder:
             current = torch.where(alive, self.parents.gather(1, here), -1)
         mask = torch.cat([self.prompt_mask.unsqueeze(1).expand(-1, new, -1), sees], dim=2)
         positions = self.first_position.unsqueeze(1) + depth
-        hidden, self.cache = self.backbone(self.backbone.embed(tokens), mask, positions, self.cache, keep_cache=True)
-        return hidden
+        return self.backbone(self.backbone.embed(tokens), mask, positions, self.cache)[0]

@@ -4,86 +4,12 @@ import math
 
 import pytest
 import torch
+from helpers_decoding import BUSHY, CATALOGUE, END, SCORE, VOCAB, Model, Scorer, children, log_prob, path_of_leaves, title_score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_flr.decoding import Beams, Trie, beam_search, item_scores
 from recbole_flr.errors import ConfigError, DataError, FLRError
-
-END, VOCAB, WIDTH = 0, 7, 5
-TOKEN = st.integers(1, 3)
-LONG = st.tuples(TOKEN, st.lists(st.integers(4, 6), min_size=5, max_size=9)).map(lambda pair: [pair[0], *pair[1]])
-CATALOGUE = st.lists((st.lists(TOKEN, max_size=5) | LONG).map(lambda title: title + [END]), min_size=1, max_size=12)
-SCORE = st.sampled_from(["full", "trie"])
-BUSHY = [[a, b, c, END] for a in (1, 2, 3) for b in (1, 2, 3) for c in (1, 2)]
-
-
-class Model:
-    """Next state = tanh(state A + token's embedding): it depends on the whole chain of ancestors, in order."""
-
-    def __init__(self, seed=0, users=1, sharpness=2.0, dtype=torch.float64):
-        make = torch.Generator().manual_seed(seed)
-        self.carry = torch.randn(WIDTH, WIDTH, generator=make, dtype=dtype)
-        self.embedding = torch.randn(VOCAB, WIDTH, generator=make, dtype=dtype)
-        self.head = torch.randn(WIDTH, VOCAB, generator=make, dtype=dtype) * sharpness
-        self.prompt = torch.randn(users, WIDTH, generator=make, dtype=dtype)
-
-    def step(self, state, token):
-        return torch.tanh(state @ self.carry + self.embedding[token])
-
-    def logits(self, state):
-        return state @ self.head
-
-
-class Scorer:
-    """PrefixScorer over a model; checks what it is called with, and gives padding NaN, which must never be used."""
-
-    def __init__(self, model, users=slice(None)):
-        self.model, self.hidden = model, model.prompt[users]
-        self.slots, self.usable, self.calls, self.rows = [], [], [], []
-
-    def extend(self, tokens, parents, valid):
-        assert tokens.dtype == parents.dtype == torch.int64 and valid.dtype == torch.bool
-        assert tokens.shape == parents.shape == valid.shape
-        assert valid.any(1).all() or len(valid) > 1
-        assert valid.any(0).all()  # no column is padding for everyone
-        assert (tokens[~valid] == 0).all() and (parents[~valid] == -1).all()
-        self.calls.append(tokens.shape[1])
-        for column in range(tokens.shape[1]):
-            states = []
-            for user in range(len(tokens)):
-                parent = int(parents[user, column])
-                assert -1 <= parent < len(self.slots)
-                state = self.hidden[user] if parent < 0 else self.slots[parent][user]
-                if valid[user, column]:
-                    assert parent < 0 or self.usable[parent][user]
-                states.append(self.model.step(state, tokens[user, column]) if valid[user, column] else state * math.nan)
-            self.slots.append(torch.stack(states))
-            self.usable.append(valid[:, column])
-        return torch.stack(self.slots[-tokens.shape[1] :], dim=1)
-
-    def logits(self, hidden):
-        self.rows.append(hidden[..., 0].numel())
-        return self.model.logits(hidden)
-
-
-def children(titles, prefix):
-    return sorted({title[len(prefix)] for title in titles if title[: len(prefix)] == prefix and len(title) > len(prefix)})
-
-
-def log_prob(model, user, titles, prefix, token, score):
-    """One token after a prefix, from the start and with no cache."""
-    state = model.prompt[user]
-    for earlier in prefix:
-        state = model.step(state, earlier)
-    logits = model.logits(state).tolist()
-    over = range(VOCAB) if score == "full" else children(titles, prefix)
-    return logits[token] - math.log(sum(math.exp(logits[other]) for other in over))
-
-
-def title_score(model, user, titles, title, score, length_penalty=0.0):
-    total = sum(log_prob(model, user, titles, title[:at], title[at], score) for at in range(len(title)))
-    return total / len(title) ** length_penalty
 
 
 def slow_search(model, user, titles, num_beams, score):
@@ -104,18 +30,6 @@ def slow_search(model, user, titles, num_beams, score):
             else:
                 beams.append((prefix, -total))
     return finished
-
-
-def path_of_leaves(trie):
-    """{leaf: title} of a trie, by walking it."""
-    paths, stack = {}, [(0, ())]
-    while stack:
-        node, path = stack.pop()
-        tokens, nodes = trie.children(node)
-        if not len(tokens):
-            paths[node] = path
-        stack += [(child, path + (token,)) for token, child in zip(tokens.tolist(), nodes.tolist())]
-    return paths
 
 
 def check(beams, trie, model, titles, num_beams, score, length_penalty=0.0, users=None):
@@ -284,7 +198,11 @@ def test_logits_that_are_no_numbers_are_an_error(score):
 
 @pytest.mark.parametrize(
     "options, message",
-    [(dict(num_beams=0), "at least 1; it is 0"), (dict(num_beams=2, score="tree"), "one of full, trie; it is 'tree'")],
+    [
+        (dict(num_beams=0), "num_beams must be at least 1; it is 0"),
+        (dict(num_beams=1, top=0), "top must be at least 1; it is 0"),
+        (dict(num_beams=2, score="tree"), "one of full, trie; it is 'tree'"),
+    ],
 )
 def test_options_that_cannot_be(options, message):
     with pytest.raises(ConfigError, match=message):
@@ -342,3 +260,40 @@ def test_an_item_beyond_the_scores_is_an_error():
     beams = beam_search(Scorer(Model()), trie, 1)
     with pytest.raises(DataError, match="holds item 5, but n_items is 5"):
         item_scores(beams, trie, 5)
+
+
+# only the best are wanted
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    titles=CATALOGUE, score=SCORE, seed=st.integers(0, 2**31), users=st.integers(1, 3), top=st.integers(1, 8),
+    num_beams=st.integers(1, 8), length_penalty=st.sampled_from([0.0, 1.0, 2.0, -1.0]),
+    sharpness=st.sampled_from([0.0, 2.0, 8.0]),
+)  # fmt: skip
+def test_the_best_are_the_same_when_no_more_are_wanted(titles, score, seed, users, top, num_beams, length_penalty, sharpness):
+    trie, model = Trie.build(titles), Model(seed, users, sharpness)
+    options = dict(score=score, length_penalty=length_penalty)
+    every, best = Scorer(model), Scorer(model)
+    expected = beam_search(every, trie, num_beams, **options)
+    found = beam_search(best, trie, num_beams, top=top, **options)
+    width = min(top, expected.nodes.shape[1])
+    assert found.nodes.shape == found.scores.shape == (users, width)
+    assert torch.equal(found.nodes, expected.nodes[:, :width]) and torch.equal(found.scores, expected.scores[:, :width])
+    asked, wanted = (sum(int(valid.sum()) for valid in scorer.usable) for scorer in (every, best))
+    assert wanted <= asked
+
+
+@pytest.mark.parametrize("score", ["full", "trie"])
+def test_what_cannot_come_among_the_best_is_not_followed(score):
+    """A model that is sure of how titles go on, and two of them wanted: most tails are left alone."""
+    titles = [[a, b, c, 4, 4, 4, 4, 4, END] for a in (1, 2, 3) for b in (1, 2, 3) for c in (1, 2, 3)]
+    trie, model = Trie.build(titles), Model(3, 2, 8.0)
+    plain = model.logits
+    sure = torch.tensor([50.0, 0, 0, 0, 50, 0, 0])  # of the end and of 4; all titles have the same three others
+    model.logits = lambda state: plain(state) * (sure == 0) + sure
+    every, best = Scorer(model), Scorer(model)
+    expected, found = beam_search(every, trie, 20, score=score), beam_search(best, trie, 20, top=2, score=score)
+    assert torch.equal(found.nodes, expected.nodes[:, :2])
+    asked, wanted = (sum(int(valid.sum()) for valid in scorer.usable) for scorer in (every, best))
+    assert wanted < asked / 2 if score == "full" else wanted <= asked

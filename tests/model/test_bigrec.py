@@ -151,7 +151,7 @@ def test_ranking_under_the_trie_equals_brute_force(bigrec, backbone, options):
             for item in range(1, model.n_items):
                 title = model.collator.titles.row(item)
                 expected[row, item] = title_log_prob(model, prompt, title) / len(title) ** model.length_penalty
-        got, single = model.full_sort_predict(rows), model.predict(pairs_of(model, rows)).view(len(rows), -1)
+        got, single = model.full_sort_predict(rows, model.n_items), model.predict(pairs_of(model, rows)).view(len(rows), -1)
     assert got[:, 0].eq(-math.inf).all()
     torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(single.double(), expected[:, 1:], rtol=1e-6, atol=1e-6)

@@ -212,8 +212,8 @@ def test_ranking_equals_brute_force(latentr3, backbone, options):
     with torch.no_grad():
         expected = torch.stack([log_probs(model, prompt_of(model, rows, row), titles) for row in range(len(rows))])
         expected = expected / torch.tensor([len(title) for title in titles]) ** model.length_penalty
-        got, single = model.full_sort_predict(rows), model.predict(pairs).view(len(rows), -1)
-        alone = torch.cat([model.full_sort_predict(rows[torch.tensor([row])]) for row in range(len(rows))])
+        got, single = model.full_sort_predict(rows, model.n_items), model.predict(pairs).view(len(rows), -1)
+        alone = torch.cat([model.full_sort_predict(rows[torch.tensor([row])], model.n_items) for row in range(len(rows))])
     assert got[:, 0].eq(-math.inf).all()
     torch.testing.assert_close(got[:, 1:].double(), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(single.double(), expected, rtol=1e-6, atol=1e-6)

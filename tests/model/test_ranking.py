@@ -62,7 +62,7 @@ def test_ranking_equals_brute_force(build, tiny_data, catalogue, score, policy):
     config, model, loaders = build_on(build, tiny_data, "tiny2", score=score, duplicate_titles=policy)
     rows = some_rows(loaders, 3)
     with torch.no_grad():
-        expected, got = brute_force(model, rows), model.full_sort_predict(rows)
+        expected, got = brute_force(model, rows), model.full_sort_predict(rows, top=model.n_items)
         ids = torch.arange(1, model.n_items)
         pairs = rows[torch.arange(len(rows)).repeat_interleave(len(ids))]
         pairs[model.ITEM_ID] = ids.repeat(len(rows))
@@ -108,7 +108,7 @@ def test_length_penalty_divides_final_scores(build, tiny_data):
     rows = some_rows(loaders, 2)
     with torch.no_grad():
         torch.testing.assert_close(
-            model.full_sort_predict(rows)[:, 1:].double(), brute_force(model, rows)[:, 1:], rtol=1e-6, atol=1e-6
+            model.full_sort_predict(rows, model.n_items)[:, 1:].double(), brute_force(model, rows)[:, 1:], rtol=1e-6, atol=1e-6
         )
 
 
@@ -136,7 +136,7 @@ def test_tree_decoding_works_for_each_family(build, tiny_data, saved_models, fam
     rows = some_rows(loaders, 2)
     with torch.no_grad():
         torch.testing.assert_close(
-            model.full_sort_predict(rows)[:, 1:].double(), brute_force(model, rows)[:, 1:], rtol=1e-6, atol=1e-6
+            model.full_sort_predict(rows, model.n_items)[:, 1:].double(), brute_force(model, rows)[:, 1:], rtol=1e-6, atol=1e-6
         )
 
 

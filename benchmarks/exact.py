@@ -1,0 +1,198 @@
+"""How often a beam misses what the model finds best, and what it costs to be sure.
+
+    python -m benchmarks.exact saved/FLR-toys_demo-... --json exact.json
+
+On the test users of a trained run: the best titles by beams of several widths beside those of exact search
+(`recbole_flr.decoding.exact`), under the run's own `score` and `length_penalty`. A title counts as missed if it is not among
+the beam's best and scores higher than the last of them by more than rounding.
+
+Asserted for every user: titles that both found have equal scores, and no title of a beam that exact search left out is better
+than the last that it kept.
+
+Times are those of the search alone, after the prompts are read; the searches take turns on each batch, after one call each
+that does not count. Tokens are those that the model was asked to read behind the prompt.
+
+Shapes: U users, F titles (padded).
+"""
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from benchmarks.harness import in_turns, spread, surroundings, write_json
+from recbole_flr.decoding import beam_search, exact_search
+from recbole_flr.decoding.scoring import SCORES
+from recbole_flr.errors import FLRError
+from recbole_flr.model.tree import TreeDecoder
+from recbole_flr.quick_start import load_data_and_model
+
+EXACT = "exact"
+
+
+class Counted:
+    """A scorer that counts the tokens it is asked for."""
+
+    def __init__(self, scorer):
+        self.scorer, self.hidden, self.tokens = scorer, scorer.hidden, 0
+
+    def extend(self, tokens, parents, valid):
+        self.tokens += int(valid.sum())
+        return self.scorer.extend(tokens, parents, valid)
+
+    def logits(self, hidden, tokens=None):
+        return self.scorer.logits(hidden, tokens)
+
+
+def tolerance(scores, precision):
+    """What rounding may do to scores of a model of that precision."""
+    return min(1000 * torch.finfo(precision).eps, 0.1) * (1 + scores.abs())
+
+
+def compare(exact, beam, top, precision=torch.float32):
+    """What a beam missed.
+
+    Args:
+        exact, beam: Beams of the same users; the first has the `top` best titles.
+        top: how many titles count.
+        precision: the model's dtype.
+
+    Returns:
+        titles missed [U] int64, and whether the best one was [U].
+
+    Raises:
+        AssertionError: if the two contradict each other.
+    """
+    same = (exact.nodes.unsqueeze(2) == beam.nodes.unsqueeze(1)) & (exact.nodes >= 0).unsqueeze(2)  # [U, F, F']
+    apart = (exact.scores.unsqueeze(2) - beam.scores.unsqueeze(1)).abs().masked_fill(~same, 0).amax(2)
+    if not bool((apart <= tolerance(exact.scores, precision)).all()):
+        raise AssertionError(f"exact and beam search give the same title scores that differ by {float(apart.max()):.1e}")
+    last = exact.scores[:, -1:]
+    foreign = beam.scores.masked_fill(same.any(1), -torch.inf)
+    if exact.nodes.shape[1] == top and not bool((foreign <= last + tolerance(last, precision)).all()):
+        raise AssertionError("a beam found a title that exact search should have kept")
+    if exact.nodes.shape[1] < top and not bool((foreign == -torch.inf).all()):
+        raise AssertionError("a beam found a title that exact search, which has all, does not have")
+    worst = beam.scores[:, top - 1:top] if beam.scores.shape[1] >= top else torch.full_like(last, -torch.inf)
+    slack = tolerance(exact.scores, precision)
+    missed = ~same[:, :, :top].any(2) & (exact.scores > worst + slack)
+    return missed.sum(1), exact.scores[:, 0] > beam.scores[:, 0] + slack[:, 0]
+
+
+def batches(rows, size):
+    """Parts of an interaction, of `size` rows."""
+    return [rows[at] for at in torch.arange(len(rows)).split(size)]
+
+
+@torch.no_grad()
+def measure(model, parts, beams, top, repeats):
+    """Search for all users.
+
+    Args:
+        model: GenerativeRecommender in evaluation mode.
+        parts: list of interactions, the batches.
+        beams: list of beam widths.
+        top: titles a user.
+        repeats: timed calls of each search.
+
+    Returns:
+        dict: name of the search -> dict of its figures; exact search is first.
+    """
+    options = dict(score=model.score, length_penalty=model.length_penalty)
+    searches = {EXACT: lambda scorer: exact_search(scorer, model.trie, top, **options)}
+    for width in beams:
+        searches[str(width)] = lambda scorer, width=width: beam_search(scorer, model.trie, width, **options)
+    seconds = {name: [0.0] * repeats for name in searches}
+    tokens, missed, best = (dict.fromkeys(searches, 0), {name: [] for name in searches}, {name: [] for name in searches})
+    for part in parts:
+        reading, found = model.read_history(part.to(model.device)), {}
+
+        def run(name, search):
+            scorer = Counted(TreeDecoder(model.backbone, reading))
+            found[name] = search(scorer), scorer.tokens
+
+        versions = {name: lambda name=name, search=search: run(name, search) for name, search in searches.items()}
+        for name, times in in_turns(versions, repeats, model.device.type).items():
+            seconds[name] = [before + time for before, time in zip(seconds[name], times)]
+        precision = model.backbone.embed(torch.zeros(1, dtype=torch.long, device=model.device)).dtype
+        for name, (result, count) in found.items():
+            titles, first = compare(found[EXACT][0], result, top, precision)
+            tokens[name] += count
+            missed[name].append(titles)
+            best[name].append(first)
+    users, figures = sum(map(len, parts)), {}
+    for name in searches:
+        titles = torch.cat(missed[name])
+        figures[name] = {
+            "users_differ": float((titles > 0).double().mean()), "titles_missed": float(titles.double().mean()),
+            "best_missed": float(torch.cat(best[name]).double().mean()), "tokens_per_user": tokens[name] / users,
+            "seconds_per_user": [time / users for time in seconds[name]],
+        }  # fmt: skip
+        own, exact = (statistics.median(figures[one]["seconds_per_user"]) for one in (name, EXACT))
+        figures[name]["time_ratio"] = own / exact
+    return figures
+
+
+def at_least_1(word):
+    if int(word) < 1:
+        raise argparse.ArgumentTypeError(f"found {word}, expected at least 1")
+    return int(word)
+
+
+def parse(arguments):
+    """Words -> the parser and the options."""
+    parser = argparse.ArgumentParser("python -m benchmarks.exact", description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", help="folder of a trained run of a model that writes titles")
+    parser.add_argument("--beams", default="10,20,50", help="widths of the beams (10,20,50)")
+    parser.add_argument("--users", type=at_least_1, help="test rows, drawn at random (all)")
+    parser.add_argument("--top", type=at_least_1, default=10, help="titles a user (10)")
+    parser.add_argument("--score", choices=SCORES, help="scores of titles (the run's)")
+    parser.add_argument("--batch", type=at_least_1, help="users at once (the run's eval_batch_size)")
+    parser.add_argument("--repeats", type=at_least_1, default=3, help="timed calls of each search a batch (3)")
+    parser.add_argument("--json", type=Path, help="file to be written with all figures")
+    given = parser.parse_args(arguments)
+    try:
+        given.beams = [at_least_1(word) for word in given.beams.split(",")]
+    except (ValueError, argparse.ArgumentTypeError):
+        parser.error(f"argument --beams: found {given.beams}, expected whole numbers of at least 1, such as 10,20,50")
+    return parser, given
+
+
+def main(arguments=None):
+    """Measure, print the table; returns what --json writes."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser, given = parse(arguments)
+    try:
+        options = {"state": "ERROR", "show_progress": False, **({"score": given.score} if given.score else {})}
+        config, model, *_, test_data = load_data_and_model(given.run, options)
+    except FLRError as error:
+        parser.error(str(error))
+    if not hasattr(model, "trie"):
+        parser.error(f"{given.run} is a run of {config['model']}, which writes no titles")
+    rows = test_data._dataset.inter_feat
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    parts = batches(rows[order[:given.users]], given.batch or config["eval_batch_size"])
+    figures = measure(model, parts, given.beams, given.top, given.repeats)
+    table = [
+        [name if name == EXACT else f"beam {name}", f"{100 * one['users_differ']:.1f} %", f"{one['titles_missed']:.3f}",
+         f"{100 * one['best_missed']:.1f} %", spread(one["seconds_per_user"], 1e3, 2), f"{one['time_ratio']:.2f}",
+         f"{one['tokens_per_user']:.1f}"] for name, one in figures.items()
+    ]  # fmt: skip
+    headers = ["search", f"users whose top {given.top} differs", "titles missed a user", "best title missed",
+               "ms a user (min..max)", "to exact", "tokens a user"]  # fmt: skip
+    print(tabulate(table, headers, disable_numparse=True, colalign=("left", *["right"] * 6)))
+    settings = {"run": str(given.run), "model": config["model"], "dataset": config["dataset"], "score": model.score,
+                "length_penalty": model.length_penalty, "users": sum(map(len, parts)), "top": given.top, "beams": given.beams,
+                "batch": given.batch or config["eval_batch_size"], "repeats": given.repeats,
+                "titles": int((model.trie.tail_length == 0).sum()), "nodes": model.trie.num_nodes}  # fmt: skip
+    report = {"command": " ".join(["python -m benchmarks.exact", *map(str, arguments)]), "settings": settings,
+              **surroundings(device=model.device.type), "results": figures}  # fmt: skip
+    write_json(given.json, report)
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""The benchmark of the catalogue's size at tiny sizes: its comparisons notice errors; what it prints and writes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import scale as benchmark
+from recbole_flr.decoding import Trie
+from recbole_flr.decoding.beam import Beams
+from recbole_flr.model.flr import FLR
+from recbole_flr.model.tree import TreeDecoder
+
+TINY = ["--sizes=20,40", "--users=3", "--beams=4", "--repeats=1", "--warmup=1"]
+
+
+def a_catalogue():
+    """What Trie.build takes: titles that share beginnings, two of them all; items in an order of their own."""
+    rng = np.random.default_rng(0)
+    titles = [[*rng.integers(1, 4, rng.integers(1, 6)), 0] for _ in range(30)] + [[2, 2, 2, 2, 2, 2, 2, 0]] * 2
+    offsets = np.cumsum([0, *map(len, titles)])
+    return (np.concatenate(titles), offsets), rng.permutation(len(titles)) + 1, titles
+
+
+def test_a_trie_is_compared_with_its_titles():
+    (tokens, offsets), items, titles = a_catalogue()
+    trie = Trie.build((tokens, offsets), items)
+    prefixes = {tuple(title[:end]) for title in titles for end in range(len(title) + 1)}
+    distinct = {tuple(title) for title in titles}
+    branching = sum(sum(title[: len(prefix)] == prefix for title in distinct) > 1 for prefix in prefixes)
+    assert benchmark.check_trie(trie, tokens, offsets, items) == (len(prefixes), len(distinct), branching)
+    benchmark.check_against_dicts(trie, titles, items)
+
+
+def changed(name, change):
+    """A break of one array of the trie."""
+    return lambda trie: replace(trie, **{name: change(getattr(trie, name).clone())})
+
+
+def put(place, value):
+    def change(array):
+        array[place] = value
+        return array
+
+    return change
+
+
+def swap(array):
+    return array[torch.tensor([1, 0, *range(2, len(array))])]
+
+
+TRIES = {
+    "edges": (changed("first_child", put(1, 1)), "cannot be walked|out of order"),
+    "tokens of edges": (changed("child_token", put(0, 0)), "out of order|cannot be walked"),
+    "nodes of edges": (changed("child_node", put(0, 2)), "not one parent"),
+    "nodes of edges swapped": (changed("child_node", swap), "another token"),
+    "tokens of nodes": (changed("node_token", put(3, 7)), "another token"),
+    "token of the root": (changed("node_token", put(0, 0)), "root"),
+    "items": (changed("items", put(0, 99)), "items"),
+    "items swapped": (changed("items", swap), "another leaf|out of order"),
+    "tail missed": (changed("tail_length", lambda tail: tail.masked_fill(tail == 1, -1)), "tail"),
+    "tail too long": (changed("tail_length", lambda tail: tail + (tail == 2)), "tail"),
+}
+
+
+@pytest.mark.parametrize("name", TRIES)
+def test_a_broken_trie_is_noticed(name):
+    change, message = TRIES[name]
+    (tokens, offsets), items, _ = a_catalogue()
+    with pytest.raises(AssertionError, match=f"the trie is wrong: .*({message})"):
+        benchmark.check_trie(change(Trie.build((tokens, offsets), items)), tokens, offsets, items)
+
+
+@pytest.mark.parametrize("missing", [0, 29, 31])
+def test_a_trie_of_other_titles_is_noticed(missing):
+    """A title too few or too many, one that another equals included."""
+    (tokens, offsets), items, titles = a_catalogue()
+    fewer = titles[:missing] + titles[missing + 1 :]
+    of_fewer = np.concatenate(fewer), np.cumsum([0, *map(len, fewer)])
+    others = np.delete(items, missing)
+    whole, part = Trie.build((tokens, offsets), items), Trie.build(of_fewer, others)
+    for trie, given, ids, listed in [(whole, of_fewer, others, fewer), (part, (tokens, offsets), items, titles)]:
+        with pytest.raises(AssertionError, match="the trie is wrong"):
+            benchmark.check_trie(trie, *given, ids)
+        with pytest.raises(AssertionError, match="the trie is wrong"):
+            benchmark.check_against_dicts(trie, listed, ids)
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """Everything happens here, not in processes of its own, which take seconds to start. Gives their command lines."""
+    started = []
+    monkeypatch.setattr(
+        benchmark, "in_fresh_process", lambda module, words: (started.append(words), benchmark.main(words))[1]
+    )
+    return started
+
+
+def _other_score(decode):
+    def decoded(self, reading):
+        beams = decode(self, reading)
+        return Beams(beams.nodes, beams.scores * 1.001)
+
+    return decoded
+
+
+def _one_title(decode):
+    def decoded(self, reading):
+        beams = decode(self, reading)
+        return Beams(beams.nodes[:, :1], beams.scores[:, :1])
+
+    return decoded
+
+
+def _first_twice(decode):
+    def decoded(self, reading):
+        beams = decode(self, reading)
+        return Beams(beams.nodes[:, :1].expand(-1, 9), beams.scores[:, :1].expand(-1, 9))
+
+    return decoded
+
+
+def _flat(extend):
+    return lambda self, tokens, parents, valid: extend(self, tokens, torch.full_like(parents, -1), valid)
+
+
+BREAKS = {
+    "scores": (FLR, "decode", _other_score, "score"), "a title only": (FLR, "decode", _one_title, "fewer than 4"),
+    "a title again and again": (FLR, "decode", _first_twice, "fewer than 4"),
+    "tokens without their predecessors": (TreeDecoder, "extend", _flat, "score"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_wrong_decoding_is_not_timed(monkeypatch, one_process, name):
+    where, method, change, message = BREAKS[name]
+    monkeypatch.setattr(where, method, change(getattr(where, method)))
+    monkeypatch.setattr(benchmark, "time_decoding", lambda *given: pytest.fail("timed"))
+    with pytest.raises(AssertionError, match=message):
+        benchmark.main(TINY)
+
+
+def test_a_wrong_trie_is_not_used(monkeypatch, one_process):
+    build = Trie.build.__func__
+    wrong = lambda cls, *given: changed("tail_length", lambda tail: tail.masked_fill(tail == 1, -1))(build(cls, *given))
+    monkeypatch.setattr(Trie, "build", classmethod(wrong))
+    with pytest.raises(AssertionError, match="tail"):
+        benchmark.main(TINY)
+
+
+def test_tables_and_json(one_process, capsys):
+    report = benchmark.main([*TINY, "--repeats=2", "--threads=1", "--json=figures.json"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line and not line.isdecimal()]  # those of --part
+    assert lines[0].startswith("The tries hold their titles")
+    assert sum("Trie.build" in line for line in lines) == 1 and sum("once a catalogue" in line for line in lines) == 1
+    assert [line.split(",")[0] for line in lines if line.startswith("Model")] == ["Model: warmed up", "Model: random"]
+    assert [line.split()[0] for line in lines if line.split()[0] in ("20", "40")] == ["20", "40"] * 4
+
+    assert report == json.loads(Path("figures.json").read_text())
+    assert report["command"].startswith("python -m benchmarks.scale --sizes=20,40")
+    assert report["settings"]["beams"] == 4 and report["settings"]["sizes"] == [20, 40] and report["compared_with"] == 20
+    assert report["threads"] == 1 and report["torch"] == torch.__version__ and report["cpu"]
+    assert report["cross_entropy_of_a_token"]["warmed up"] < report["cross_entropy_of_a_token"]["random"]
+    assert [words[-3] for words in one_process[-2:]] == ["memory"] * 2
+    for one, size in zip(report["results"], (20, 40), strict=True):
+        assert one["titles"] == one["leaves"] == size
+        assert one["nodes"] <= one["tokens"] + 1 and one["branching_nodes"] < one["nodes"] - size
+        assert one["trie_bytes"] >= 4 * (5 * one["nodes"] + size) and one["input_bytes"] > 8 * one["tokens"]
+        assert len(one["build_seconds"]) == 2 and one["build_peak_bytes"] >= 0
+        assert list(one["preparation"]) == ["catalogue", "tokenize", "chunks", "order", "take", "trie"]
+        for name in benchmark.MODELS:
+            figures = one["decoding"][name]
+            assert figures["largest_difference"] < benchmark.TOLERANCE and figures["passes"] >= 1
+            assert len(figures["seconds_a_user"]) == len(figures["item_scores_seconds_a_user"]) == 2
+            assert figures["titles_a_user"] >= 4
+    assert all(one["ratio"] == 1 for one in report["results"][0]["decoding"].values())
+    assert [path.name for path in Path().iterdir()] == ["figures.json"]  # nothing else is left behind
+
+
+@pytest.mark.parametrize("word", ["--sizes=10", "--users=0", "--beams=0", "--repeats=0", "--warmup=0"])
+def test_sizes_without_meaning_are_refused(word, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main([*TINY, word])
+    assert f"{word.split('=')[0]}: found" in capsys.readouterr().err
