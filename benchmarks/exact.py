@@ -39,9 +39,9 @@ class Counted:
     def __init__(self, scorer):
         self.scorer, self.hidden, self.tokens = scorer, scorer.hidden, 0
 
-    def extend(self, tokens, parents, valid):
+    def extend(self, tokens, parents, valid, last=False):
         self.tokens += int(valid.sum())
-        return self.scorer.extend(tokens, parents, valid)
+        return self.scorer.extend(tokens, parents, valid, last)
 
     def logits(self, hidden, tokens=None):
         return self.scorer.logits(hidden, tokens)

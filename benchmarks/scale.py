@@ -305,10 +305,10 @@ class Counting(TreeDecoder):
 
     passes = tokens = 0
 
-    def extend(self, tokens, parents, valid):
+    def extend(self, tokens, parents, valid, last=False):
         self.passes += 1
         self.tokens += int(valid.sum())
-        return super().extend(tokens, parents, valid)
+        return super().extend(tokens, parents, valid, last)
 
 
 @torch.no_grad()

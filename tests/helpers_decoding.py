@@ -35,15 +35,19 @@ class Scorer:
 
     def __init__(self, model, users=slice(None)):
         self.model, self.hidden = model, model.prompt[users]
-        self.slots, self.usable, self.calls, self.rows = [], [], [], []
+        self.slots, self.usable, self.calls, self.rows, self.ended = [], [], [], [], False
 
-    def extend(self, tokens, parents, valid):
+    def extend(self, tokens, parents, valid, last=False):
         assert tokens.dtype == parents.dtype == torch.int64 and valid.dtype == torch.bool
         assert tokens.shape == parents.shape == valid.shape
         assert valid.any(1).all() or len(valid) > 1
         assert valid.any(0).all()  # no column is padding for everyone
         assert (tokens[~valid] == 0).all() and (parents[~valid] == -1).all()
+        assert (valid.int().diff(dim=1) <= 0).all()  # padding is on the right
+        assert not self.ended or last
+        self.ended |= last
         self.calls.append(tokens.shape[1])
+        before = len(self.slots)
         for column in range(tokens.shape[1]):
             states = []
             for user in range(len(tokens)):
@@ -55,7 +59,10 @@ class Scorer:
                 states.append(self.model.step(state, tokens[user, column]) if valid[user, column] else state * math.nan)
             self.slots.append(torch.stack(states))
             self.usable.append(valid[:, column])
-        return torch.stack(self.slots[-tokens.shape[1] :], dim=1)
+        found = torch.stack(self.slots[before:], dim=1)
+        if last:
+            del self.slots[before:]
+        return found
 
     def logits(self, hidden, tokens=None):
         self.rows.append(hidden[..., 0].numel())

@@ -16,6 +16,7 @@ from recbole_flr.data.atomic import header, read_columns, unescape
 from recbole_flr.errors import DataError
 
 TITLE_FIELDS = ("title", "movie_title", "name", "item_name", "product_name")
+_AT_ONCE = 10_000  # texts whose tokens are Python lists; those of a million took 3 GB
 SUFFIX_FIELDS = ("brand", "artist", "author", "release_year", "year")
 
 
@@ -54,6 +55,12 @@ class Tokens:
         np.cumsum([len(row) for row in rows], out=start[1:])
         flat = np.fromiter((token for row in rows for token in row), dtype=np.int64, count=int(start[-1]))
         return cls(torch.from_numpy(flat), torch.from_numpy(start))
+
+    @classmethod
+    def joined(cls, parts):
+        """The rows of several, one after the other."""
+        sizes = torch.cat([part.start.diff() for part in parts])
+        return cls(torch.cat([part.flat for part in parts]), torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]))
 
     def to(self, device):
         """The same on another device."""
@@ -168,12 +175,15 @@ class Catalog:
         Returns:
             Tokens with one row an item; row 0 (padding) is empty.
         """
-        rows = backbone.encode(self.texts[1:])
-        cut = sum(len(row) > max_tokens for row in rows)
+        parts, cut = [Tokens.of([[]])], 0
+        for first in range(1, len(self.texts), _AT_ONCE):
+            rows = backbone.encode(self.texts[first : first + _AT_ONCE])
+            cut += sum(len(row) > max_tokens for row in rows)
+            parts.append(Tokens.of([row[:max_tokens] + [backbone.end_id] for row in rows]))
         if cut:
-            getLogger().warning(f"{cut} of {len(rows)} titles are longer than {max_tokens} tokens and were cut "
+            getLogger().warning(f"{cut} of {len(self.texts) - 1} titles are longer than {max_tokens} tokens and were cut "
                                 "(max_title_tokens)")
-        return Tokens.of([[]] + [row[:max_tokens] + [backbone.end_id] for row in rows])
+        return Tokens.joined(parts)
 
     def by_popularity(self):
         """Item ids from 1 on, most popular first; ties by id."""

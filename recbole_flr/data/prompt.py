@@ -9,6 +9,8 @@ tokenised by themselves and joined as ids, so the catalogue is tokenised once an
 
 from dataclasses import dataclass
 
+import torch
+
 from recbole_flr.data.catalog import Tokens
 
 PAPER_HEAD = (
@@ -54,8 +56,17 @@ class Template:
         )
         if backbone.start_id is not None:
             head = [backbone.start_id, *head]
-        rows = [[]]
-        for item in range(1, len(titles.start) - 1):
-            title = titles.row(item)
-            rows.append(before + (title if self.end_item else title[:-1]) + after)
-        return Tokens.of(rows + [head, tail])
+        size = titles.start.diff()
+        size[1:] -= int(not self.end_item)
+        whole = size.clone()
+        whole[1:] += len(before) + len(after)
+        start = torch.cat([whole.new_zeros(1), whole.cumsum(0)])
+        item = torch.arange(len(size)).repeat_interleave(size)
+        within = torch.arange(len(item)) - (size.cumsum(0) - size)[item]
+        flat = torch.empty(int(start[-1]), dtype=torch.long)
+        flat[start[item] + (len(before) + within)] = titles.flat[titles.start[item] + within]
+        for place, token in enumerate(before):
+            flat[start[1:-1] + place] = token
+        for place, token in enumerate(after):
+            flat[start[2:] - len(after) + place] = token
+        return Tokens.joined([Tokens(flat, start), Tokens.of([head, tail])])

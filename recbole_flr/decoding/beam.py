@@ -67,12 +67,10 @@ def beam_search(scorer, trie, num_beams, *, top=None, score="full", length_penal
     slots, tails = 0, []
     while node.shape[1]:
         candidates, edges = _expand(scorer, trie, hidden, node, total, valid, num_beams, score, rows)
-        per_beam = candidates.shape[2]
-        candidates, edges = candidates.flatten(1), edges.flatten(1)
-        total, kept = highest(candidates, min(num_beams, candidates.shape[1]))
-        edge, parent = edges.gather(1, kept), slot.gather(1, kept // per_beam)
-        token, node = trie.child_token[edge].long(), trie.child_node[edge].long()
-        tail = trie.tail_length[node].long()
+        total, kept = highest(candidates.flatten(1), num_beams)
+        edge, parent = edges.flatten(1).gather(1, kept), slot.gather(1, kept // num_beams)
+        token, node = trie.tokens(edge), trie.nodes(edge)
+        tail = trie.tails(node)
 
         real = total > -torch.inf
         ends = real & (tail >= 0 if score == "trie" else tail == 0)
@@ -141,19 +139,16 @@ def item_scores(beams, trie, n_items):
 
 
 def _expand(scorer, trie, hidden, node, total, valid, num_beams, score, rows):
-    """The best children of every beam: scores (-inf where padded) and edges, both [U, W, k], k <= num_beams."""
+    """The best children of every beam: scores (-inf where padded) and edges, both [U, W, num_beams]."""
     state, before, parent = hidden[valid], total[valid], node[valid]
-    blocks = torch.arange(len(state), device=node.device).split(rows)
-    most = int((trie.first_child[parent + 1] - trie.first_child[parent]).max()) if len(parent) else 1
-    best = min(num_beams, most)
-    scores, edges = total.new_full((len(state), best), -torch.inf), node.new_zeros((len(state), best))
-    for at in blocks:
+    scores, edges = total.new_full((len(state), num_beams), -torch.inf), node.new_zeros((len(state), num_beams))
+    for at in torch.arange(len(state), device=node.device).split(rows):
         candidate, edge = child_scores(scorer, trie, state[at], parent[at], before[at], score)
-        few = min(best, candidate.shape[1])
-        scores[at, :few], kept = highest(candidate, few)
-        edges[at, :few] = edge.gather(1, kept)
-    out_scores = total.new_full((*node.shape, best), -torch.inf)
-    out_edges = node.new_zeros((*node.shape, best))
+        most = min(num_beams, candidate.shape[1])
+        scores[at, :most], kept = highest(candidate, most)
+        edges[at, :most] = edge.gather(1, kept)
+    out_scores = total.new_full((*node.shape, num_beams), -torch.inf)
+    out_edges = node.new_zeros((*node.shape, num_beams))
     out_scores[valid], out_edges[valid] = scores, edges
     return out_scores, out_edges
 
@@ -179,9 +174,8 @@ def _finish(scorer, trie, tails, done, final, top, slots, rows):
         of = [x[chosen] for x in (user, node, total, slot)]
         if not len(of[0]):
             continue
-        left = trie.tail_length[of[1]].long()
-        hidden, column = extend_paths(scorer, trie, of[0], of[1], of[3], left, slots)
-        slots += hidden.shape[1]
+        left = trie.tails(of[1])
+        hidden, column = extend_paths(scorer, trie, of[0], of[1], of[3], left, slots, last=True)
         leaf = of[1] + left
         done.add(of[0], final(finish_tails(scorer, trie, hidden, *of[:3], column, left, rows), leaf), leaf)
 

@@ -62,7 +62,7 @@ def exact_search(scorer, trie, top, *, score="full", length_penalty=0.0, max_log
     while True:
         # The children of the chosen nodes: they end, or they join the pool.
         user, node, total, slot = _children(scorer, trie, state, user, node, total, slot, score, rows)
-        tail = trie.tail_length[node].long()
+        tail = trie.tails(node)
         ends = tail >= 0 if score == "trie" else tail == 0
         leaf = node[ends] + tail[ends]
         done.add(user[ends], final(total[ends], leaf), leaf)
@@ -74,7 +74,7 @@ def exact_search(scorer, trie, top, *, score="full", length_penalty=0.0, max_log
             return done.beams()
 
         # Those with one title left end here, too.
-        tail = trie.tail_length[node].long()
+        tail = trie.tails(node)
         hidden, column = extend_paths(scorer, trie, user, node, slot, tail.clamp(min=1), slots)
         single = tail > 0
         ended, left = (user[single], node[single], total[single], column[single]), tail[single]
@@ -106,7 +106,7 @@ def _choose(pool, trie, final, done, width):
         bound, order = bound.topk(alive, dim=1)
         total, node, slot = (x.gather(1, order) for x in (total, node, slot))
     high, place = bound.topk(min(width, alive), dim=1)  # which of equal bounds is first changes the work, not the result
-    tokens = trie.tail_length[node.gather(1, place)].long().clamp(min=1)
+    tokens = trie.tails(node.gather(1, place)).clamp(min=1)
     fits = (tokens.cumsum(1) <= width) | (torch.arange(tokens.shape[1], device=tokens.device) == 0)
     user, rank = (fits & (high > -torch.inf)).nonzero(as_tuple=True)
     place = place[user, rank]
@@ -130,5 +130,5 @@ def _children(scorer, trie, state, user, node, total, slot, score, rows):
         below, edge = child_scores(scorer, trie, state[at], node[at], total[at], score)
         parent, column = (below > -torch.inf).nonzero(as_tuple=True)
         edge, parent = edge[parent, column], at[parent]
-        found.append((user[parent], trie.child_node[edge].long(), below[below > -torch.inf], slot[parent]))
+        found.append((user[parent], trie.nodes(edge), below[below > -torch.inf], slot[parent]))
     return tuple(torch.cat(parts) for parts in zip(*found))

@@ -23,7 +23,7 @@ class PrefixScorer(Protocol):
 
     hidden: torch.Tensor
 
-    def extend(self, tokens, parents, valid):
+    def extend(self, tokens, parents, valid, last=False):
         """Append tokens to every user's tree and return their hidden states.
 
         Appended tokens take the next free slots 0, 1, 2, … of their user in the order given, padding included.
@@ -32,7 +32,8 @@ class PrefixScorer(Protocol):
             tokens: int64 [U, S].
             parents: int64 [U, S], the slot of each token's predecessor, -1 for the prompt. It may be a slot of this very
                 call as long as it is to the left: a chain is appended at once.
-            valid: bool [U, S], False for padding (token 0, parent -1), whose hidden state is never read.
+            valid: bool [U, S], False for padding (token 0, parent -1) on the right, whose hidden state is never read.
+            last: nothing will be appended behind these tokens; they need not be kept, and take no slots.
 
         Returns:
             [U, S, D]: each token's state after its prompt, its ancestors and itself.
@@ -88,13 +89,9 @@ def child_scores(scorer, trie, state, node, total, score):
     Returns:
         sums [N, C], -inf where padded, finite elsewhere; and edges [N, C] of the trie, C the children of the widest node.
     """
-    first = trie.first_child[node].long()
-    degree = trie.first_child[node + 1].long() - first
     # Padding to the widest node is safe here: a node has at most V children, as many as there are logits.
-    column = torch.arange(int(degree.max()) if len(degree) else 1, device=node.device)
-    inside = column < degree.unsqueeze(1)
-    edge = (first.unsqueeze(1) + column).clamp(max=len(trie.child_token) - 1)
-    token = trie.child_token[edge].long()
+    edge, inside = trie.edges(node)
+    token = trie.tokens(edge)
     if score == "full":
         logits = scorer.logits(state).to(total.dtype)
         child = logits.gather(1, token)
@@ -106,12 +103,13 @@ def child_scores(scorer, trie, state, node, total, score):
     return finite(total.unsqueeze(1) + log_prob).masked_fill(~inside, -torch.inf), edge
 
 
-def extend_paths(scorer, trie, user, node, slot, count, slots):
+def extend_paths(scorer, trie, user, node, slot, count, slots, last=False):
     """Append the first `count` tokens of the path from each node's parent downwards, the node's own first.
 
     Args:
         user, node, slot, count: [N], users ascending; the parents' slots; the path has no branch but at its end.
         slots: slots in use.
+        last: nothing will be appended behind them.
 
     Returns:
         hidden [U, S, D] of the new tokens, and the column of each node's own token [N].
@@ -122,10 +120,10 @@ def extend_paths(scorer, trie, user, node, slot, count, slots):
     shape = len(scorer.hidden), int(column.max()) + 1
     tokens = torch.zeros(shape, dtype=torch.long, device=user.device)
     parents, valid = torch.full_like(tokens, -1), torch.zeros_like(tokens, dtype=torch.bool)
-    tokens[token_user, column] = trie.node_token[token_node].long()
+    tokens[token_user, column] = trie.own_tokens(token_node)
     parents[token_user, column] = torch.where(step > 0, slots + column - 1, slot[of_node])
     valid[token_user, column] = True
-    return scorer.extend(tokens, parents, valid), column[step == 0]
+    return scorer.extend(tokens, parents, valid, last), column[step == 0]
 
 
 def finish_tails(scorer, trie, hidden, user, node, total, column, left, rows):
@@ -143,7 +141,7 @@ def finish_tails(scorer, trie, hidden, user, node, total, column, left, rows):
         [N].
     """
     of_tail, step = ragged(left)
-    target = trie.node_token[node[of_tail] + step + 1].long()
+    target = trie.own_tokens(node[of_tail] + step + 1)
     state_user, state_column = user[of_tail], column[of_tail] + step
     log_probs = total.new_zeros((len(user), int(left.max()) if len(left) else 0))
     for at in torch.arange(len(of_tail), device=user.device).split(rows):
@@ -208,7 +206,7 @@ def _title_lengths(trie, longest):
         levels.append((parent, node))
         first = trie.first_child[node].long()
         of_node, step = ragged(trie.first_child[node + 1].long() - first)
-        parent, node = node[of_node], trie.child_node[first[of_node] + step].long()
+        parent, node = node[of_node], trie.nodes(first[of_node] + step)
     length = torch.full((trie.num_nodes,), 0 if longest else len(levels), device=trie.device)
     for depth, (parent, node) in reversed(list(enumerate(levels))):
         ends = node[trie.tail_length[node] == 0]

@@ -71,6 +71,32 @@ class Trie:
         edges = slice(int(self.first_child[node]), int(self.first_child[node + 1]))
         return self.child_token[edges].long(), self.child_node[edges].long()
 
+    # Lookups of the searches, all int64; `node` and `edge` are tensors of any shape but for `edges`.
+
+    def edges(self, node):
+        """The edges to the children of nodes [n]: [n, c], c those of the widest; and which of them are no padding, [n, c]."""
+        first = self.first_child[node].long()
+        degree = self.first_child[node + 1].long() - first
+        column = torch.arange(int(degree.max()) if len(degree) else 1, device=node.device)
+        edge = first.unsqueeze(1) + column
+        return edge.clamp(max=len(self.child_token) - 1), column < degree.unsqueeze(1)
+
+    def tokens(self, edge):
+        """The tokens of edges."""
+        return self.child_token[edge].long()
+
+    def nodes(self, edge):
+        """The nodes that edges lead to."""
+        return self.child_node[edge].long()
+
+    def own_tokens(self, node):
+        """The tokens of the edges into nodes."""
+        return self.node_token[node].long()
+
+    def tails(self, node):
+        """See `tail_length`."""
+        return self.tail_length[node].long()
+
     def along(self, titles):
         """All children at each step of the titles' own paths: what constrained decoding may choose from there.
 

@@ -231,7 +231,7 @@ def build_backbone(config, texts):
     if compact and config["trainable"] != "full":
         raise ConfigError(f"trainable: found {config['trainable']!r}, expected 'full': the compact backbone starts from random "
                           "weights, which must be trained")
-    dtype = getattr(torch, config["torch_dtype"])
+    dtype = precision_of(config, pretrained=not compact)
     if compact:
         tokenizer = load_tokenizer(config["tokenizer"]) if config["tokenizer"] else train_tokenizer(
             texts, config["compact_vocab_size"]
@@ -264,6 +264,14 @@ def build_backbone(config, texts):
     if config["gradient_checkpointing"]:
         backbone.lm.gradient_checkpointing_enable({"use_reentrant": False})
     return backbone
+
+
+def precision_of(config, pretrained):
+    """The torch dtype of the backbone: torch_dtype, or by itself bfloat16 where a GPU has it and no small steps are lost."""
+    if config["torch_dtype"] != "auto":
+        return getattr(torch, config["torch_dtype"])
+    on_gpu = torch.device(config["device"]).type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if on_gpu and pretrained and config["trainable"] != "full" else torch.float32
 
 
 def first_line(error):

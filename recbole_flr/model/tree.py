@@ -11,6 +11,8 @@ import torch
 
 from recbole_flr.model.backbone import growing
 
+GROUPS = 4  # of users, in a pass whose tokens are not kept
+
 
 class TreeDecoder:
     """Implements :class:`recbole_flr.decoding.beam.PrefixScorer` for a backbone and a Reading.
@@ -38,7 +40,7 @@ class TreeDecoder:
         return self.backbone.logits(hidden, tokens)
 
     @torch.no_grad()
-    def extend(self, tokens, parents, valid):
+    def extend(self, tokens, parents, valid, last=False):
         """Append tokens to the trees.
 
         Args:
@@ -46,13 +48,15 @@ class TreeDecoder:
             parents: [U, S] slot of each token's predecessor (slots count from 0 in order of appending), -1 for the
                 prompt; may be a slot of this call that comes earlier.
             valid: [U, S]; False is padding, which takes up a slot and is seen by nothing.
+            last: nothing will be appended behind these tokens, so they take up no slots. Users are then read in groups that
+                have about as many, padding being on the right.
 
         Returns:
             [U, S, D].
         """
         users, new = tokens.shape
         old = self.parents.shape[1]
-        self.parents = torch.cat([self.parents, torch.where(valid, parents, -1)], dim=1)
+        known = torch.cat([self.parents, torch.where(valid, parents, -1)], dim=1)
         slot = torch.arange(old, old + new, device=tokens.device).expand(users, new)
         sees = torch.zeros(users, new, old + new, dtype=torch.bool, device=tokens.device)
         depth = torch.full_like(slot, -1)
@@ -64,7 +68,20 @@ class TreeDecoder:
             here = current.clamp_min(0)
             sees.scatter_(2, here.unsqueeze(2), sees.gather(2, here.unsqueeze(2)) | alive.unsqueeze(2))
             depth += alive
-            current = torch.where(alive, self.parents.gather(1, here), -1)
+            current = torch.where(alive, known.gather(1, here), -1)
         mask = torch.cat([self.prompt_mask.unsqueeze(1).expand(-1, new, -1), sees], dim=2)
         positions = self.first_position.unsqueeze(1) + depth
-        return self.backbone(self.backbone.embed(tokens), mask, positions, self.cache)[0]
+        if not last:
+            self.parents = known
+            return self.backbone(self.backbone.embed(tokens), mask, positions, self.cache)[0]
+        hidden = self.hidden.new_zeros(users, new, self.hidden.shape[-1])
+        count = valid.sum(1)
+        for rows in count.argsort(stable=True).chunk(GROUPS):
+            width = int(count[rows].max())
+            if width:
+                keys = self.prompt_mask.shape[1] + old + width
+                cache = growing(((layer.keys[rows], layer.values[rows]) for layer in self.cache.layers), width)
+                hidden[rows, :width] = self.backbone(
+                    self.backbone.embed(tokens[rows, :width]), mask[rows, :width, :keys], positions[rows, :width], cache
+                )[0]
+        return hidden

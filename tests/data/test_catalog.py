@@ -93,7 +93,9 @@ def words(texts):
     return [[len(word) for word in text.split()] for text in texts]
 
 
-def test_tokenize_ends_every_title_and_cuts_long_ones(caplog):
+@pytest.mark.parametrize("at_once", [1, 2, 10_000])
+def test_tokenize_ends_every_title_and_cuts_long_ones(caplog, monkeypatch, at_once):
+    monkeypatch.setattr("recbole_flr.data.catalog._AT_ONCE", at_once)
     catalog = Catalog(["", "a bb ccc dddd", "a bb", "a bb ccc"])
     with caplog.at_level(logging.WARNING):
         tokens = catalog.tokenize(SimpleNamespace(encode=words, end_id=0), 3)

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers_data import chunks_of, tiny_backbone
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from recbole_flr.data.catalog import Tokens
 from recbole_flr.data.collate import Collator
 from recbole_flr.data.prompt import Template
 from recbole_flr.model.backbone import END_OF_TITLE, PAD, START, THOUGHT, train_tokenizer
@@ -149,3 +152,14 @@ def test_a_cut_title_still_ends_and_stays_between_its_quotes(backbone):
     assert chunks.row(1) == before + backbone.encode(["秘密基地 Old Toy"])[0][:3] + after
     compact = chunks_of(backbone, ["", "秘密基地 Old Toy"], Template.named("compact", "toy"), max_tokens=3)
     assert compact.row(1) == backbone.encode(["秘密基地 Old Toy"])[0][:3] + [backbone.end_id]
+
+
+@pytest.mark.parametrize("end_item", [True, False])
+@pytest.mark.parametrize("before, after", [("", ""), ("ab", ""), ("", "c"), ("a", "bcd")])
+def test_chunks_are_titles_between_what_stands_around_them(before, after, end_item):
+    letters = SimpleNamespace(encode=lambda texts: [[ord(letter) for letter in text] for text in texts], start_id=7)
+    titles = [[1, 0], [0], [2, 3, 4, 0], [5, 0]]
+    chunks = Template("head", before, after, "tail", end_item).chunks(letters, Tokens.of([[], *titles]))
+    around = [[ord(letter) for letter in text] for text in (before, after, "head", "tail")]
+    expected = [[], *(around[0] + (title if end_item else title[:-1]) + around[1] for title in titles), [7, *around[2]], around[3]]
+    assert [chunks.row(row) for row in range(len(chunks.start) - 1)] == expected

@@ -5,7 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from recbole_flr.errors import ConfigError
-from recbole_flr.model.backbone import END_OF_TITLE, THOUGHT, Backbone, build_backbone, load_tokenizer, train_tokenizer
+from recbole_flr.model.backbone import (
+    END_OF_TITLE, THOUGHT, Backbone, build_backbone, growing, load_tokenizer, precision_of, train_tokenizer,
+)  # fmt: skip
 
 OPTIONS = {
     "backbone": "compact", "tokenizer": None, "trainable": "full", "torch_dtype": "float32", "attn_implementation": "sdpa",
@@ -93,6 +95,37 @@ def test_cache_is_never_changed_and_can_be_continued_twice(attention):
     for (k, v), (k_, v_) in zip(cache, before):
         assert torch.equal(k, k_) and torch.equal(v, v_)
     assert Backbone.crop(longer, 3)[0][0].shape[2] == 3
+
+
+@pytest.mark.parametrize("pretrained, trainable, device, expected", [
+    (True, "lora", "cuda", torch.bfloat16), (True, "frozen", "cuda", torch.bfloat16), (True, "full", "cuda", torch.float32),
+    (False, "full", "cuda", torch.float32), (True, "lora", "cpu", torch.float32), (True, "lora", "old cuda", torch.float32),
+])  # fmt: skip
+def test_precision_by_itself(monkeypatch, pretrained, trainable, device, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: device == "cuda")
+    config = {"torch_dtype": "auto", "trainable": trainable, "device": torch.device(device.split()[-1])}
+    assert precision_of(config, pretrained) == expected
+    assert precision_of({**config, "torch_dtype": "float64"}, pretrained) == torch.float64
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 50])
+def test_a_cache_that_grows_in_place_gives_what_one_pass_gives(room):
+    backbone = made().double().eval()
+    ids, positions = torch.tensor([[5, 9, 40, 41, 42, 7, 8]]), torch.arange(7)[None]
+    seen = torch.ones(1, 7, dtype=torch.bool)
+    whole, _ = backbone(backbone.embed(ids), seen, positions)
+    _, cache = backbone(backbone.embed(ids[:, :3]), seen[:, :3], positions[:, :3], keep_cache=True)
+    before = [(k.clone(), v.clone()) for k, v in cache]
+    grown = growing(cache, room)
+    with torch.no_grad():
+        for start, end in ((3, 4), (4, 6), (6, 7)):
+            earlier = [layer.keys for layer in grown.layers]
+            kept = [keys.clone() for keys in earlier]
+            rest, _ = backbone(backbone.embed(ids[:, start:end]), seen[:, :end], positions[:, start:end], grown)
+            torch.testing.assert_close(rest, whole[:, start:end], rtol=1e-6, atol=1e-6)
+            assert all(layer.keys.shape[2] == layer.values.shape[2] == end for layer in grown.layers)
+            assert all(torch.equal(keys, copy) for keys, copy in zip(earlier, kept))  # views of before are not written over
+    assert all(torch.equal(k, k_) and torch.equal(v, v_) for (k, v), (k_, v_) in zip(cache, before))
 
 
 def test_a_row_that_sees_nothing_is_no_nan():

@@ -1,0 +1,290 @@
+"""Users per second of constrained decoding: the project's tree search against transformers' `generate`.
+
+    python -m benchmarks.decoding --json decoding.json
+
+The same FLR of the compact size for all, warmed up on made-up users of a made-up shop (`benchmarks.made_up.shop_titles`), its
+tokenizer learned from the titles; the same users, the same number of beams, scores over the whole vocabulary. Versions:
+
+- ours: read the prompts, think, `decode`: all beams of a user are one tree behind one prompt cache; a title without a rival
+  below its node leaves the search, and is scored at once or not at all; only a node's children are looked at.
+- textbook: read and think as ours; then the algorithm of transformers' beam search, step for step, on the project's tree.
+- generate: read and think as ours; then transformers' `generate` on [prompt, thought] with `prefix_allowed_tokens_fn`, which
+  asks a trie of dicts for the tokens that may follow.
+- no thought: ours without reasoning (BIGRec with the same backbone): what the thought costs a ranking.
+
+A wrong path is not timed. The ranking of textbook is generate's, title by title; so are the scores. Ours is another search with
+as many beams: titles that leave it make room, so it drops less. The scores of all titles that it finds with generate are
+generate's, and for the first users those of all it finds are full passes'; its lists may not be worse on the whole than
+generate's. Told is the share of users for whom it finds generate's very list. How far beams are from the true best is a matter
+of `benchmarks.exact`, on trained models.
+
+Parts of `decode`: seconds within the language model (backbone, projection on the vocabulary, softmax), and within the trie's
+lookups; the rest is sorting and bookkeeping.
+"""
+
+import statistics
+import sys
+import tempfile
+import warnings
+from contextlib import ExitStack
+from functools import partial
+from time import perf_counter
+from unittest.mock import patch
+
+import torch
+from tabulate import tabulate
+
+from benchmarks.harness import in_turns, parser, spread, surroundings, write_json
+from benchmarks.made_up import build_model, shop_titles, write_dataset
+from benchmarks.scale import check_scores, histories, interaction, warm_up
+from recbole_flr.decoding import Trie, scoring
+from recbole_flr.model.bigrec import BIGRec
+from recbole_flr.model.flr import FLR
+from recbole_flr.model.tree import TreeDecoder
+
+TOLERANCE = 1e-4  # of scores in float32, relative
+PARTS = {  # of `decode`: functions, of the backbone (None) and others
+    "language model": [(None, "forward"), (None, "logits"), (scoring, "normaliser")],
+    "trie": [(Trie, name) for name in ("edges", "tokens", "nodes", "own_tokens", "tails")],
+}
+CHECKED = 8  # users whose scores are compared with full passes
+
+
+def make_models(given):
+    """FLR and BIGRec with the same backbone, and the titles."""
+    texts = shop_titles(given.titles, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        write_dataset(folder, {f"i{number}": text for number, text in enumerate(texts)})
+        options = {"num_beams": given.beams, "topk": [given.beams], "valid_metric": f"NDCG@{given.beams}"}
+        flr, plain = (build_model(model_class, folder, **options)[1] for model_class in (FLR, BIGRec))
+    warm_up(flr, histories(texts, 16 * given.warmup, seed=2).split(16))
+    plain.backbone.load_state_dict(flr.backbone.state_dict())
+    return flr.eval(), plain.eval(), texts
+
+
+# the versions: model and RecBole batch -> titles (their leaves) and scores, [users, beams or more]
+
+
+@torch.no_grad()
+def ours(model, batch):
+    """The project's version: Beams."""
+    return model.decode(model.read_history(batch))
+
+
+@torch.no_grad()
+def textbook(model, batch):
+    """transformers' algorithm on the project's tree decoder and trie: Beams.
+
+    Of the 2 K best children of the running beams those that end a title, and are among the first K, are finished; the first K
+    of the others run on. Done when no running beam can come among the K best that are finished.
+    """
+    scorer, trie, beams = TreeDecoder(model.backbone, model.read_history(batch)), model.trie, model.num_beams
+    users = len(scorer.hidden)
+    done = scoring.Best(users, beams, scorer.hidden.dtype, scorer.hidden.device)
+    node = torch.zeros(users, 1, dtype=torch.long)
+    total, slot, hidden, slots = torch.zeros(users, 1), node - 1, scorer.hidden.unsqueeze(1), 0
+    user = torch.arange(users).unsqueeze(1)
+    while node.shape[1]:
+        candidates, edges = scoring.child_scores(scorer, trie, hidden.flatten(0, 1), node.flatten(), total.flatten(), "full")
+        per_beam = candidates.shape[1]
+        candidates, edges = candidates.view(users, -1), edges.view(users, -1)
+        total, kept = candidates.topk(min(2 * beams, candidates.shape[1]), dim=1)
+        edge, slot = edges.gather(1, kept), slot.gather(1, kept // per_beam)
+        node = trie.nodes(edge)
+        ends = (trie.tail_length[node] == 0) & (total > -torch.inf)
+        row, place = ends[:, :beams].nonzero(as_tuple=True)
+        done.add(row, total[row, place], node[row, place])
+        total = total.masked_fill(ends, -torch.inf)
+        total, kept = total.topk(min(beams, total.shape[1]), dim=1)
+        node, edge, slot = (x.gather(1, kept) for x in (node, edge, slot))
+        runs = done.beaten_by(user.expand_as(node), total, node)
+        if not runs.any():
+            return done.beams()
+        hidden = scorer.extend(trie.tokens(edge), slot, torch.ones_like(runs))
+        slot = torch.arange(slots, slots + node.shape[1]).expand_as(node)
+        slots += node.shape[1]
+
+
+class Generate:
+    """transformers' beam search under a trie of dicts.
+
+    Args:
+        model: of recbole_flr.
+        beams: of the search; as many titles come back.
+    """
+
+    def __init__(self, model, beams):
+        self.model, self.beams = model, beams
+        self.root, self.longest = {}, 0
+        trie, titles = model.trie, model.collator.titles
+        leaves = torch.arange(trie.num_nodes).repeat_interleave(trie.item_start.diff())
+        leaf_of = dict(zip(trie.items.tolist(), leaves.tolist()))
+        for item, leaf in leaf_of.items():
+            node, title = self.root, titles.row(item)
+            for token in title:
+                node = node.setdefault(token, {})
+            node[None] = leaf
+            self.longest = max(self.longest, len(title))
+
+    def _node(self, tokens):
+        node = self.root
+        for token in tokens:
+            node = node[token]
+        return node
+
+    def _allowed(self, _, tokens):
+        try:
+            return [token for token in self._node(tokens.tolist()) if token is not None] or [self.model.backbone.pad_id]
+        except KeyError:  # padding behind the end
+            return [self.model.backbone.pad_id]
+
+    @torch.no_grad()
+    def __call__(self, batch):
+        """RecBole batch -> leaves and scores, [users, beams]."""
+        backbone = self.model.backbone
+        prompts = self.model.collator.prompts(batch[self.model.ITEM_SEQ], batch[self.model.ITEM_SEQ_LEN])
+        embeddings = backbone.embed(prompts.ids)
+        thought = self.model.reasoner(backbone, embeddings, prompts.mask).seed.to(embeddings.dtype)
+        found = backbone.lm.generate(
+            inputs_embeds=torch.cat([embeddings, thought.unsqueeze(1)], dim=1),
+            attention_mask=torch.cat([prompts.mask, prompts.mask.new_ones(len(batch), 1)], dim=1).long(),
+            num_beams=self.beams, num_return_sequences=self.beams, max_new_tokens=self.longest, do_sample=False,
+            length_penalty=0.0, early_stopping=False, prefix_allowed_tokens_fn=self._allowed, pad_token_id=backbone.pad_id,
+            eos_token_id=backbone.end_id, return_dict_in_generate=True, output_scores=True,
+        )  # fmt: skip
+        end = backbone.end_id
+        leaves = [self._node(row[: row.index(end) + 1])[None] for row in found.sequences.tolist()]
+        return torch.tensor(leaves).view(-1, self.beams), found.sequences_scores.view(-1, self.beams)
+
+
+# equality
+
+
+def check_same(beams, leaves, scores):
+    """Textbook's lists are generate's; only titles whose scores are equal may have changed places.
+
+    Raises:
+        AssertionError: if they differ.
+    """
+    close = (beams.scores - scores).abs() <= TOLERANCE * scores.abs()
+    same = beams.nodes.sort(1).values == leaves.sort(1).values
+    if beams.nodes.shape != leaves.shape or not close.all() or not same.all():
+        raise AssertionError("the ranking of textbook is not that of generate: "
+                             f"{(~close).sum()} scores and {(~same).sum()} titles of {same.numel()} differ")  # fmt: skip
+
+
+def compare(beams, leaves, scores):
+    """Compare ours with generate's lists.
+
+    Args:
+        beams: Beams of ours.
+        leaves, scores: [users, beams] of generate's.
+
+    Returns:
+        dict of `same`, share of users with the same titles; and `gain`, of the mean score of a title over generate's.
+
+    Raises:
+        AssertionError: if a common title's scores differ, or ours are worse on the whole.
+    """
+    common = beams.nodes.unsqueeze(2) == leaves.unsqueeze(1)  # [users, F, beams]
+    difference = (beams.scores.unsqueeze(2) - scores.unsqueeze(1)).abs() / scores.unsqueeze(1).abs()
+    if not difference[common].max() < TOLERANCE:
+        raise AssertionError(f"the score of a title differs from generate's by {difference[common].max():.1e} (relative), "
+                             f"expected less than {TOLERANCE}")  # fmt: skip
+    gain = (beams.scores - scores).mean().item()
+    if gain < -TOLERANCE * scores.abs().mean().item():
+        raise AssertionError(f"the titles found are worse than generate's by {-gain:.3g} on the mean")
+    same = (beams.nodes.sort(1).values == leaves.sort(1).values).all(1).float().mean().item()
+    return {"same": same, "gain": gain}
+
+
+# measures
+
+
+def shares(model, batch, repeats):
+    """Shares of the seconds of `decode` that its parts take: part -> one of each repeat."""
+    spent = dict.fromkeys(PARTS, 0.0)
+
+    def timed(part, whole):
+        def call(*args, **kwargs):
+            start = perf_counter()
+            try:
+                return whole(*args, **kwargs)
+            finally:
+                spent[part] += perf_counter() - start
+
+        return call
+
+    found = {part: [] for part in PARTS}
+    with torch.no_grad(), ExitStack() as patches:
+        reading = model.read_history(batch)
+        for part, places in PARTS.items():
+            for owner, name in places:
+                owner = model.backbone if owner is None else owner
+                patches.enter_context(patch.object(owner, name, timed(part, getattr(owner, name))))
+        for number in range(repeats + 1):
+            spent.update(dict.fromkeys(PARTS, 0.0))
+            start = perf_counter()
+            model.decode(reading)
+            seconds = perf_counter() - start
+            for part in PARTS:
+                found[part] += [spent[part] / seconds] * (number > 0)  # the first does not count
+    return found
+
+
+# command line
+
+
+def parse(arguments):
+    """Words -> options."""
+    command = parser("benchmarks.decoding", __doc__, {
+        "titles": (6000, 50, "of the catalogue"), "users": (64, 1, "ranked at once"), "beams": (10, 1, "of the search"),
+        "repeats": (5, 1, "that count, of each version"), "warmup": (600, 1, "steps of the model that is warmed up"),
+        "threads": (None, 1, "of torch, or its own choice"),
+    })  # fmt: skip
+    given = command.parse_args(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    return given
+
+
+def main(arguments=None):
+    """Compare, measure, print the table; returns what --json writes."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    given = parse(arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="recbole")
+    flr, plain, texts = make_models(given)
+    rows = histories(texts, given.users, seed=5)
+    batch, generate = interaction(flr, rows), Generate(flr, given.beams)
+    leaves, scores = generate(batch)
+    check_same(textbook(flr, batch), leaves, scores)
+    found = compare(ours(flr, batch), leaves, scores)
+    difference = check_scores(flr, flr, flr.trie, rows[:CHECKED])
+    print(f"textbook ranks as generate. Scores agree with full passes: largest relative difference {difference:.1e}.\n"
+          f"The list of ours is generate's for {found['same']:.1%} of the users; a title's score is better by {found['gain']:.2g} "
+          "on the mean.")  # fmt: skip
+    versions = {"ours": partial(ours, flr, batch), "textbook": partial(textbook, flr, batch),
+                "generate": partial(generate, batch), "no thought": partial(ours, plain, batch)}  # fmt: skip
+    results = {}
+    seconds = in_turns(versions, given.repeats)
+    for version in versions:
+        ratios = [one / own for one, own in zip(seconds[version], seconds["ours"])]  # turn by turn
+        results[version] = {"seconds": seconds[version], "ratios": ratios, "ratio": statistics.median(ratios),
+                            "users_a_second": given.users / statistics.median(seconds[version])}  # fmt: skip
+    table = [[version, spread([each / given.users for each in one["seconds"]], 1e3, 2), f"{one['users_a_second']:.0f}",
+              spread(one["ratios"], digits=2)] for version, one in results.items()]  # fmt: skip
+    headers = ["version", "ms a user (min..max)", "users a second", "time to ours (min..max)"]
+    print(tabulate(table, headers, disable_numparse=True, colalign=("left", *["right"] * 3)))
+    parts = shares(flr, batch, given.repeats)
+    print("Of `decode`: " + ", ".join(f"{part} {spread(each, 100)}%" for part, each in parts.items()) + ".")
+    settings = {name: value for name, value in vars(given).items() if name != "json"}
+    command = " ".join(["python -m benchmarks.decoding", *arguments])
+    equality = {**found, "largest_difference": difference}
+    report = {"command": command, "settings": settings, **surroundings(), "equality": equality, "results": results,
+              "parts": parts}  # fmt: skip
+    write_json(given.json, report)
+    return report
+
+
+if __name__ == "__main__":
+    main()
