@@ -261,8 +261,8 @@ def main(arguments=None):
     found = compare(ours(flr, batch), leaves, scores)
     difference = check_scores(flr, flr, flr.trie, rows[:CHECKED])
     print(f"textbook ranks as generate. Scores agree with full passes: largest relative difference {difference:.1e}.\n"
-          f"The list of ours is generate's for {found['same']:.1%} of the users; a title's score is better by {found['gain']:.2g} "
-          "on the mean.")  # fmt: skip
+          f"The list of ours is generate's for {found['same']:.1%} of the users; a title's score is better by "
+          f"{found['gain']:.2g} on the mean.")  # fmt: skip
     versions = {"ours": partial(ours, flr, batch), "textbook": partial(textbook, flr, batch),
                 "generate": partial(generate, batch), "no thought": partial(ours, plain, batch)}  # fmt: skip
     results = {}

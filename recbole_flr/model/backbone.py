@@ -221,7 +221,7 @@ def build_backbone(config, texts):
     """The backbone that the options ask for.
 
     Args:
-        config: needs backbone, trainable, lora_*, torch_dtype, tokenizer and, for ``compact``, compact_*.
+        config: needs backbone, trainable, lora_*, torch_dtype, torch_compile, tokenizer, device and, for ``compact``, compact_*.
         texts: the catalogue's titles, from which the compact tokenizer is learned.
 
     Raises:
@@ -261,6 +261,8 @@ def build_backbone(config, texts):
         raise ConfigError(f"lora_target_modules: found {config['lora_target_modules']}; {first_line(error)}") from error
     if not compact:
         backbone.check_logits()
+    if config["torch_compile"]:
+        backbone.lm.base_model.compile(dynamic=True)  # a copy of the backbone, as BIGRec's untuned one, is not compiled
     if config["gradient_checkpointing"]:
         backbone.lm.gradient_checkpointing_enable({"use_reentrant": False})
     return backbone

@@ -280,7 +280,8 @@ def test_the_best_are_the_same_when_no_more_are_wanted(titles, score, seed, user
     width = min(top, expected.nodes.shape[1])
     assert found.nodes.shape == found.scores.shape == (users, width)
     torch.testing.assert_close(found.scores, expected.scores[:, :width], rtol=1e-12, atol=1e-12)
-    for nodes, scores, others, other_scores in zip(*map(torch.Tensor.tolist, (*vars(found).values(), *vars(expected).values()))):
+    lists = (found.nodes, found.scores, expected.nodes, expected.scores)
+    for nodes, scores, others, other_scores in zip(*map(torch.Tensor.tolist, lists)):
         score_of = dict(zip(others, other_scores))  # of titles whose scores round to the same another may come first
         assert len(set(nodes)) == width and scores == pytest.approx([score_of[node] for node in nodes], rel=1e-12, abs=1e-12)
     asked, wanted = (sum(int(valid.sum()) for valid in scorer.usable) for scorer in (every, best))

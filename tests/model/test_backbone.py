@@ -1,5 +1,7 @@
 """Loading, building and tokenising; the functional cache."""
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -11,7 +13,8 @@ from recbole_flr.model.backbone import (
 
 OPTIONS = {
     "backbone": "compact", "tokenizer": None, "trainable": "full", "torch_dtype": "float32", "attn_implementation": "sdpa",
-    "gradient_checkpointing": False, "embedding_dropout": 0.0, "compact_vocab_size": 300, "compact_hidden_size": 16,
+    "gradient_checkpointing": False, "torch_compile": False, "embedding_dropout": 0.0, "compact_vocab_size": 300,
+    "compact_hidden_size": 16,
     "compact_layers": 2, "compact_heads": 2, "compact_dropout": 0.0, "lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0,
     "lora_target_modules": None,
 }
@@ -106,6 +109,31 @@ def test_precision_by_itself(monkeypatch, pretrained, trainable, device, expecte
     config = {"torch_dtype": "auto", "trainable": trainable, "device": torch.device(device.split()[-1])}
     assert precision_of(config, pretrained) == expected
     assert precision_of({**config, "torch_dtype": "float64"}, pretrained) == torch.float64
+
+
+def test_a_compiled_backbone_gives_what_a_plain_one_gives(monkeypatch):
+    """With a cache and a tree's mask; traced only, as compiling itself takes a minute. A copy is not compiled."""
+    whole, calls = torch.nn.Module.compile, []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: whole(self, backend=backend, **options))
+
+    def backend(graph, inputs):
+        calls.append(graph)
+        return graph.forward
+
+    torch.manual_seed(0)
+    plain = made().eval()
+    compiled = made(torch_compile=True).eval()
+    compiled.load_state_dict(plain.state_dict())
+    ids, positions = torch.tensor([[5, 9, 40, 41, 42]]), torch.arange(5)[None]
+    seen = torch.ones(1, 5, 5, dtype=torch.bool).tril()
+    found = []
+    for backbone in (plain, compiled, copy.deepcopy(compiled)):
+        before = len(calls)
+        _, cache = backbone(backbone.embed(ids[:, :3]), seen[:, 0, :3] | True, positions[:, :3], keep_cache=True)
+        found.append(backbone(backbone.embed(ids[:, 3:]), seen[:, 3:], positions[:, 3:], growing(cache))[0])
+        assert (len(calls) > before) == (backbone is compiled)
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
 
 
 @pytest.mark.parametrize("room", [0, 1, 2, 50])
