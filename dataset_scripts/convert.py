@@ -106,6 +106,7 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
     start = _utc(default["start"] if start == "default" else start, "start")
     end = _utc(default["end"] if end == "default" else end, "end")
     min_items = default["min_items"] if min_items is None else min_items
+    _check_texts(name=name, out=out, time_format=time_format, columns=columns, meta_columns=meta_columns)
     _check_options(name, start, end, k, min_items, step_months, max_history, ratios, split, time_unit, min_rating)
     _check_title_rule(max_title_words, min_title_chars)
     folder = Path(out) / name
@@ -174,7 +175,7 @@ def _sources(reviews, meta, columns, meta_columns, format, meta_format, delimite
 
 
 def _load_items(database, source, columns, title_rule, show_progress):
-    """Makes the table `items` (those with a usable title, in the order of the file); returns what was counted, and the Check."""
+    """Makes the table `items` (those with a usable title, in file order); returns what was counted, and the Check."""
     lines = load(database, "meta", source, columns, lambda rows: rules.item_query(rows, **title_rule), show_progress)
     counted = dict(database.rows("SELECT state, count(*) FROM meta GROUP BY state"))
     malformed = counted.get(UNREADABLE, 0) + len(lines.refused)
@@ -418,6 +419,16 @@ def _check_options(name, start, end, k, min_items, step_months, max_history, rat
         raise ConfigError(f"time_unit is {time_unit!r}; expected auto, {', '.join(rules.UNITS)}")
     if min_rating is not None and not math.isfinite(min_rating):
         raise ConfigError(f"min_rating is {min_rating}; expected a number")
+
+
+def _check_texts(**options):
+    """An argument in another encoding than UTF-8 comes with surrogates in it, on which DuckDB chokes."""
+    for option, value in options.items():
+        for text in value.values() if isinstance(value, dict) else (value,):
+            try:
+                str(text).encode("utf-8")
+            except UnicodeEncodeError:
+                raise ConfigError(f"{option}: {str(text)!r} is no UTF-8; expected text in UTF-8") from None
 
 
 def _check_title_rule(max_title_words, min_title_chars):

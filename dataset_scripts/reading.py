@@ -16,6 +16,7 @@ fields at the end of a line if they are empty, and blanks around a quoted field;
 import csv
 import io
 import json
+import logging
 import math
 import threading
 from bisect import bisect_left
@@ -30,6 +31,8 @@ from dataset_scripts.sources import (
     Check, Source, broken_parquet, csv_limit, first_line, listed, literal, parse_json, unglobbed,
 )  # fmt: skip
 from recbole_flr.errors import ConfigError, DataError
+
+_log = logging.getLogger(__name__)
 
 ROLES = ("user", "item", "time", "rating", "title", "brand", "category", "price")
 ID_ROLES, TEXT_ROLES = ("user", "item"), ("title", "brand", "category", "price")
@@ -274,6 +277,9 @@ def _text(source, role, columns):
         return f"to_json({column})::VARCHAR"
     if kind.endswith("]") or kind.startswith(("STRUCT", "MAP", "UNION")):
         return "NULL::VARCHAR"
+    if kind == "BLOB":  # text of programs that do not say it is; a cast makes `\xC3\xA9` of `é`, which will do for ids of bytes
+        text = f"TRY(decode({column}))"
+        return f"coalesce({text}, {column}::VARCHAR)" if role in ID_ROLES else text
     if kind in ("DOUBLE", "FLOAT") and role in ID_ROLES:  # pandas makes floats of integers beside missing values
         whole = f"{column} = trunc({column}) AND abs({column}) < 1e18"
         return f"CASE WHEN {whole} THEN {column}::BIGINT::VARCHAR ELSE {column}::VARCHAR END"
@@ -303,10 +309,14 @@ def _rewritten(source, copy):
     text = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     with csv_limit(_LONGEST), source.open() as raw, io.TextIOWrapper(raw, **text) as lines, open(copy, "w", **text) as out:
         reader, writer = csv.reader(lines, **source.csv_style()), None
+        begin, first, n_long, n_lines = 1, None, 0, 0  # of this record; of those over several lines: the first, their number
         if source.quote:
             writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL, **source.csv_style())
         try:
             for row in reader:
+                if reader.line_num > begin:
+                    first, n_long, n_lines = first or begin, n_long + 1, n_lines + reader.line_num - begin + 1
+                begin = reader.line_num + 1
                 line = source.delimiter.join(row)
                 if writer is None or (len(row) != len(source.fields) and not line.strip(_SPACE)):
                     out.write(line.strip("\r") + "\n")
@@ -315,6 +325,9 @@ def _rewritten(source, copy):
         except csv.Error as error:
             hint = "is a quote not closed? Of a file that does not quote say --quote ''"
             raise DataError(f"cannot read {source.path}: {error} before line {reader.line_num + 1}; {hint}") from error
+    if first:
+        _log.warning("%s: quotes make %d records of %d lines, the first from line %d on; is a quote not closed? Of a file that "
+                     "does not quote say --quote ''", source.path, n_long, n_lines, first)  # fmt: skip
     return copy
 
 

@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -252,7 +252,7 @@ class Check(threading.Thread):
     it has, `ends_open`, whether there is something but white space behind the last one, `steps`, how many line feeds are in
     the first 0, 1, 2, ... times `STEP` bytes (of a file that is not compressed), and `quotes`, how many characters that may
     quote a field (of CSV). The hash, `sha256`, takes longer, and gives way to whatever else there is to do until it is asked
-    for.
+    for; it raises, too, and also if somebody wrote to the file since the first look.
     """
 
     STEP = 1 << 18
@@ -261,7 +261,7 @@ class Check(threading.Thread):
         super().__init__(daemon=True)
         self.source, self.line_ends, self.ends_open, self.steps, self.quotes = source, 0, False, [0], 0
         self._mark = ord(source.quote) if source.format in ("csv", "tsv") and source.quote else None
-        self._counted, self._digest, self._error = threading.Event(), hashlib.sha256(), None
+        self._counted, self._digest, self._error, self._version = threading.Event(), hashlib.sha256(), None, None
         self.start()
 
     def run(self):
@@ -280,14 +280,27 @@ class Check(threading.Thread):
             self._error = _broken(source.path, source.compression, error)
         except OSError as error:
             self._error = DataError(f"cannot read {source.path}: {error.strerror or error}")
+        except BaseException as error:  # whatever it is: half a count or half a hash must not pass for a whole one
+            self._error = error
         finally:
             self._counted.set()
 
     def _blocks(self, size):
-        """The bytes of the file as it lies there."""
-        with open(self.source.path, "rb", buffering=0) as raw:
+        """The bytes of the file as it lies there, in blocks of this size; only the last is smaller."""
+        with open(self.source.path, "rb") as raw:  # buffered: without, some file systems give less than is asked for
+            self._compare(raw)
             while data := raw.read(size):
                 yield data
+            self._compare(raw)
+
+    def _compare(self, raw):
+        """Raises a DataError if the file is another one than before."""
+        now = os.fstat(raw.fileno())
+        version = now.st_size, now.st_mtime_ns
+        if self._version not in (None, version):
+            raise DataError(f"{self.source.path} was changed while it was read; run it again when nobody writes there, or on "
+                            "a copy")  # fmt: skip
+        self._version = version
 
     def _count(self, data):
         values = np.frombuffer(data, np.uint8)  # numpy counts several times as fast as bytes.count
@@ -317,7 +330,9 @@ class Check(threading.Thread):
 
 def _be_nice():
     """This thread gets less of a processor that others want."""
-    if sys.platform == "linux":  # elsewhere it would be the whole process
+    if sys.platform != "linux":  # there it would be the whole process
+        return
+    with suppress(OSError):  # a sandbox may forbid it
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
 
 

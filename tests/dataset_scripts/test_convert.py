@@ -258,6 +258,15 @@ def test_ids_of_parquet(tmp_path):
             convert(parquet(tmp_path / "log", user=nested), "s", tmp_path / "none", columns=COLUMNS)
 
 
+def test_text_of_parquet_that_is_not_said_to_be_text(tmp_path):
+    """Spark and others may write bytes; those that are no UTF-8 make an id all the same, but no title."""
+    user = r"CASE n % 6 WHEN 5 THEN '\xFF\x00'::BLOB ELSE encode('é' || n % 6) END"
+    title = r"CASE n WHEN 0 THEN '\xFF'::BLOB ELSE encode('Café 雪 ' || sku) END"
+    _, found = converted(tmp_path, parquet(tmp_path / "log", user=user, title=title), columns=COLUMNS)
+    assert {line.split("\t")[0] for line in found["inter"][1:]} == {"é0", "é1", "é2", "é3", "é4", r"\xFF\x00"}
+    assert all(line.split("\t")[1] == "Café 雪 " + line.split("\t")[0] for line in found["item"][1:])
+
+
 def test_other_columns_of_parquet(tmp_path):
     more = ", ['Toys & Games', NULL, 'Dice'] AS aisle, 3.5::FLOAT AS stars, 'nan'::DOUBLE AS usd, ['no', 'text'] AS maker"
     columns = {**COLUMNS, "category": "aisle", "rating": "stars", "price": "usd", "brand": "maker"}
@@ -736,7 +745,11 @@ def test_times_are_utc_everywhere(tmp_path, monkeypatch, zone):
     ({"ratios": (0.8, 0.1, 0.2)}, "add up to 1"), ({"ratios": (1.1, -0.1, 0)}, "ratios"),
     ({"ratios": (float("nan"), 0.5, 0.5)}, "ratios"),
     ({"name": "a/b"}, "name is 'a/b'"), ({"name": ""}, "name is ''"), ({"name": ".."}, "name"), ({"name": "a b"}, "name"),
-    ({"name": "a\0b"}, "name"),
+    ({"name": "a\0b"}, "name"), ({"name": "a\udcff"}, r"name: 'a\\udcff' is no UTF-8"),
+    ({"out": "\udcff"}, "out: .* is no UTF-8"),
+    ({"time_format": "%Y\udcff"}, "time_format: .* is no UTF-8"),
+    ({"columns": {**COLUMNS, "title": "\udcff"}}, "columns: .* is no UTF-8"),
+    ({"meta_columns": {"item": "asin", "title": "\udcff"}}, "meta_columns: .* is no UTF-8"),
     ({"split": "random"}, "split is 'random'; expected ratio or leave-one-out"),
     ({"time_unit": "h"}, "time_unit is 'h'; expected auto, s, ms"),
     ({"time_format": "%Q"}, "time_format is '%Q'"), ({"min_rating": float("nan")}, "min_rating is nan"),
@@ -762,9 +775,9 @@ def test_times_are_utc_everywhere(tmp_path, monkeypatch, zone):
 def test_impossible_options(tmp_path, options, message):
     reviews, meta = simple(tmp_path)
     before = tree(tmp_path)
-    options = {"name": "s", "meta": meta, "min_items": 0, **options}
+    options = {"name": "s", "out": tmp_path / "out", "meta": meta, "min_items": 0, **options}
     with pytest.raises(ConfigError, match=message):
-        convert(reviews, out=tmp_path / "out", **options)
+        convert(reviews, **options)
     assert tree(tmp_path) == before
 
 

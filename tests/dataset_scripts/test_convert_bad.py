@@ -308,6 +308,19 @@ def test_quotes_that_do_not_pair_up(tmp_path):
     )
 
 
+def test_lines_that_quotes_join_are_told(tmp_path, caplog):
+    """The report counts records; that there are fewer than lines is not to pass in silence."""
+    lines = [*CSV_GOOD[:10], f'R0,B0,{START},"Toy', *CSV_GOOD[10:15], f'R0,B0,{START},"Toy', *CSV_GOOD[15:]]
+    report = counted(tmp_path, write(tmp_path / "log.csv", "\n".join(lines).encode()), columns=COLUMNS)
+    assert report["lines"] == len(lines) - 1 - 6
+    assert "quotes make 1 records of 7 lines, the first from line 11 on; is a quote not closed?" in caplog.text
+    caplog.clear()
+    counted(tmp_path, write(tmp_path / "log.csv", "\n".join(lines).encode()), columns=COLUMNS, quote="")
+    text = "\r\n".join(CSV_GOOD[:5]) + "\n" + "\n".join(CSV_GOOD[5:])
+    counted(tmp_path, write(tmp_path / "log.csv", text.encode()), columns=COLUMNS)
+    assert "quotes make" not in caplog.text
+
+
 def test_line_ends_of_several_kinds(tmp_path):
     """DuckDB's reader stops at them; line numbers are those of the file."""
     for ends in (["\n", "\r\n"], ["\r\n", "\n"], ["\n", "\r"], ["\r\n", "\n", "\r"]):

@@ -1,11 +1,14 @@
 import gzip
 import hashlib
+import io
+import os
 import random
 
 import pytest
 import zstandard
 from helpers_convert import json_lines, reviews_of
 
+from dataset_scripts import sources
 from dataset_scripts.sources import Check, Source, csv_limit, listed, literal, recognise, unglobbed
 from recbole_flr.errors import ConfigError, DataError
 
@@ -142,6 +145,66 @@ def test_a_file_that_vanishes(tmp_path):
     (tmp_path / "x").unlink()
     with pytest.raises(DataError, match="cannot read .*x: No such file"):
         Check(source).finish()
+
+
+def _waiting(monkeypatch, meanwhile):
+    """Does something between the two looks of a check."""
+    monkeypatch.setattr(sources, "_be_nice", meanwhile)
+
+
+def test_a_file_that_is_changed_between_both_looks(tmp_path, monkeypatch):
+    """The hash must be of the bytes that were converted."""
+    path = tmp_path / "x"
+    for change in (lambda: path.write_bytes(GOOD + GOOD), lambda: path.write_bytes(GOOD[:-1]), path.unlink):
+        source = recognised(path, GOOD)
+        _waiting(monkeypatch, change)
+        with pytest.raises(DataError, match="x was changed while it was read; run it again|cannot read .*x: No such file"):
+            Check(source).sha256
+    _waiting(monkeypatch, lambda: os.utime(path, ns=(0, 0)))  # as of another content of the same size
+    with pytest.raises(DataError, match="x was changed while it was read"):
+        Check(recognised(path, GOOD)).sha256
+
+
+def test_no_failure_of_a_check_is_lost(tmp_path, monkeypatch):
+    """Half a count or half a hash must not pass for a whole one."""
+    source = recognised(tmp_path / "x", GOOD)
+
+    def fail(*_):
+        raise MemoryError("none left")
+
+    _waiting(monkeypatch, fail)
+    with pytest.raises(MemoryError, match="none left"):
+        Check(source).sha256
+    monkeypatch.setattr(Check, "_count", fail)
+    with pytest.raises(MemoryError, match="none left"):
+        Check(source).finish()
+
+
+def test_a_priority_that_may_not_be_changed_is_no_error(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "setpriority", refuse, raising=False)
+    assert Check(recognised(tmp_path / "x", GOOD)).sha256 == hashlib.sha256(GOOD).hexdigest()
+
+
+def test_steps_where_the_system_gives_less_than_is_asked_for(tmp_path, monkeypatch):
+    """`steps` are places in the file; some file systems give part of what is asked for, of a file that is not at its end."""
+
+    class Short(io.FileIO):
+        def read(self, size=-1):
+            return super().read(min(size, 1000) if size > 0 else size)
+
+        def readinto(self, buffer):
+            return super().readinto(memoryview(buffer)[:1000])
+
+    data = b"a line\n" * 90_000
+    source = recognised(tmp_path / "x", data)
+    opened = lambda path, mode, buffering=-1: io.BufferedReader(Short(path)) if buffering else Short(path)  # noqa: E731
+    monkeypatch.setattr(sources, "open", opened, raising=False)
+    check = Check(source)
+    assert check.sha256 == hashlib.sha256(data).hexdigest()
+    assert check.steps == [data[: step * Check.STEP].count(b"\n") for step in range(len(check.steps))] and len(check.steps) == 4
 
 
 def test_texts_for_sql_and_messages():
