@@ -3,8 +3,8 @@
     python -m benchmarks.exact saved/FLR-toys_demo-... --json exact.json
 
 On the test users of a trained run: the best titles by beams of several widths beside those of exact search
-(`recbole_flr.decoding.exact`), under the run's own `score` and `length_penalty`. A title counts as missed if it is not among
-the beam's best and scores higher than the last of them by more than rounding.
+(`recbole_flr.decoding.exact`), under the run's own `score` and `length_penalty`, as many titles wanted of each. A title counts
+as missed if it is not among the beam's best and scores higher than the last of them by more than rounding.
 
 Asserted for every user: titles that both found have equal scores, and no title of a beam that exact search left out is better
 than the last that it kept.
@@ -104,7 +104,7 @@ def measure(model, parts, beams, top, repeats):
     options = dict(score=model.score, length_penalty=model.length_penalty)
     searches = {EXACT: lambda scorer: exact_search(scorer, model.trie, top, **options)}
     for width in beams:
-        searches[str(width)] = lambda scorer, width=width: beam_search(scorer, model.trie, width, **options)
+        searches[str(width)] = lambda scorer, width=width: beam_search(scorer, model.trie, width, top=top, **options)
     seconds = {name: [0.0] * repeats for name in searches}
     tokens, missed, best = (dict.fromkeys(searches, 0), {name: [] for name in searches}, {name: [] for name in searches})
     for part in parts:

@@ -360,7 +360,7 @@ def time_decoding(given, model, shops, tries, rows):
     base, results = base_size(given), {}
     for size in given.sizes:
         counted = Counting(model.backbone, reading)
-        beam_search(counted, tries[size], given.beams, score=model.score)
+        beam_search(counted, tries[size], given.beams, top=model.top, score=model.score)
         a_user = [second / given.users for second in seconds[size]]
         ratios = [one / other for one, other in zip(seconds[size], seconds[base])]
         results[size] = {

@@ -511,6 +511,8 @@ def main(argv=None):
     """The command line. Returns the exit status: 0, or 2 after a one-line message about input or options."""
     options = vars(parser().parse_args(argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if hasattr(sys.stdout, "reconfigure"):  # a name may hold what the terminal's encoding does not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         reviews, name, out = (options.pop(option) for option in ("reviews", "name", "out"))
         report = convert(reviews, name, out, show_progress=sys.stderr.isatty(), **options)

@@ -113,12 +113,11 @@ def staged(folder):
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file; a folder is to be written there: move it away or choose another place")
     made = [parent for parent in folder.absolute().parents if not parent.exists()]
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # A sibling, so that the rename stays within one file system; not tempfile.mkdtemp, whose folders only we could read.
     temporary = folder.parent / f".{folder.name}.{secrets.token_hex(6)}.tmp"
-    temporary.mkdir()
     done = False
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         _install(temporary, folder)
         done = True

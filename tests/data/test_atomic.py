@@ -170,3 +170,10 @@ def test_a_file_in_the_way(tmp_path):
     with pytest.raises(DataError, match="is a file"):
         publish(tmp_path / "set", {"a": ["1"]})
     assert tree(tmp_path) == {"set": b"mine"}
+
+
+def test_a_name_that_no_folder_can_have_leaves_nothing(tmp_path):
+    """The temporary folder's is longer, so that it fails before anything is written."""
+    with pytest.raises(OSError), staged(tmp_path / "new" / "deep" / ("x" * 250)):
+        pytest.fail("entered")
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """What `convert` makes of good files: formats, options, the report, the command line, and that RecBole reads it."""
 
+import os
 import random
 import re
 import subprocess
@@ -1035,6 +1036,15 @@ def test_command_line(tmp_path, program):
     assert re.search(r"^= kept +36 +2017-10-01 to 2017-10-06$", done.stdout, re.MULTILINE)
     convert(reviews, "s", tmp_path / "same", meta=meta, min_items=0, max_history=2, k=6)
     assert tree(tmp_path / "out") == tree(tmp_path / "same")
+
+
+def test_a_name_that_the_terminal_cannot_show(tmp_path):
+    reviews, meta = simple(tmp_path)
+    shared = ("--reviews", reviews, "--meta", meta, "--name", "sö", "--out", tmp_path / "out", "--no-sliding", "--k", "6")
+    done = cli(*shared, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^written to .*s\\xf6$", done.stdout, re.MULTILINE)
+    assert (tmp_path / "out" / "sö" / "sö.report.json").exists()
 
 
 def test_command_line_of_an_own_log(tmp_path):
