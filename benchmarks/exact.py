@@ -18,12 +18,11 @@ Shapes: U users, F titles (padded).
 import argparse
 import statistics
 import sys
-from pathlib import Path
 
 import torch
 from tabulate import tabulate
 
-from benchmarks.harness import in_turns, spread, surroundings, write_json
+from benchmarks.harness import at_least, in_turns, parser, spread, surroundings, write_json
 from recbole_flr.decoding import beam_search, exact_search
 from recbole_flr.decoding.scoring import SCORES
 from recbole_flr.errors import FLRError
@@ -136,42 +135,35 @@ def measure(model, parts, beams, top, repeats):
     return figures
 
 
-def at_least_1(word):
-    if int(word) < 1:
-        raise argparse.ArgumentTypeError(f"found {word}, expected at least 1")
-    return int(word)
-
-
 def parse(arguments):
     """Words -> the parser and the options."""
-    parser = argparse.ArgumentParser("python -m benchmarks.exact", description=__doc__.split("\n\n")[0])
-    parser.add_argument("run", help="folder of a trained run of a model that writes titles")
-    parser.add_argument("--beams", default="10,20,50", help="widths of the beams (10,20,50)")
-    parser.add_argument("--users", type=at_least_1, help="test rows, drawn at random (all)")
-    parser.add_argument("--top", type=at_least_1, default=10, help="titles a user (10)")
-    parser.add_argument("--score", choices=SCORES, help="scores of titles (the run's)")
-    parser.add_argument("--batch", type=at_least_1, help="users at once (the run's eval_batch_size)")
-    parser.add_argument("--repeats", type=at_least_1, default=3, help="timed calls of each search a batch (3)")
-    parser.add_argument("--json", type=Path, help="file to be written with all figures")
-    given = parser.parse_args(arguments)
+    command = parser("benchmarks.exact", __doc__, {
+        "users": (None, 1, "test rows, drawn at random, or all"), "top": (10, 1, "titles a user"),
+        "batch": (None, 1, "users at once, or the run's eval_batch_size"),
+        "repeats": (3, 1, "timed calls of each search a batch"),
+    })  # fmt: skip
+    command.add_argument("run", help="folder of a trained run of a model that writes titles")
+    command.add_argument("--beams", default="10,20,50", help="widths of the beams (10,20,50)")
+    command.add_argument("--score", choices=SCORES, help="scores of titles (the run's)")
+    given = command.parse_args(arguments)
     try:
-        given.beams = [at_least_1(word) for word in given.beams.split(",")]
+        given.beams = [at_least(1)(word) for word in given.beams.split(",")]
     except (ValueError, argparse.ArgumentTypeError):
-        parser.error(f"argument --beams: found {given.beams}, expected whole numbers of at least 1, such as 10,20,50")
-    return parser, given
+        command.error(f"argument --beams: found {given.beams}, expected whole numbers of at least 1, such as 10,20,50")
+    return command, given
 
 
 def main(arguments=None):
     """Measure, print the table; returns what --json writes."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser, given = parse(arguments)
+    command, given = parse(arguments)
     try:
         options = {"state": "ERROR", "show_progress": False, **({"score": given.score} if given.score else {})}
         config, model, *_, test_data = load_data_and_model(given.run, options)
     except FLRError as error:
-        parser.error(str(error))
+        command.error(str(error))
     if not hasattr(model, "trie"):
-        parser.error(f"{given.run} is a run of {config['model']}, which writes no titles")
+        command.error(f"{given.run} is a run of {config['model']}, which writes no titles")
     rows = test_data._dataset.inter_feat
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     parts = batches(rows[order[:given.users]], given.batch or config["eval_batch_size"])

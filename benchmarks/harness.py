@@ -119,13 +119,15 @@ def parser(module, description, numbers):
     """
     found = argparse.ArgumentParser(f"python -m {module}", description=description.split("\n\n")[0])
     for name, (default, least, meaning) in numbers.items():
-        found.add_argument(f"--{name}", type=_at_least(least), default=default,
+        found.add_argument(f"--{name}", type=at_least(least), default=default,
                            help=meaning + (f" ({default})" if default is not None else ""))  # fmt: skip
     found.add_argument("--json", type=Path, help="file to be written with all figures")
     return found
 
 
-def _at_least(least):
+def at_least(least):
+    """What makes a whole number of that size at least of a word, for argparse."""
+
     def number(word):
         if int(word) < least:
             raise argparse.ArgumentTypeError(f"found {word}, expected at least {least}")

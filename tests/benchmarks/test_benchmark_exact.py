@@ -70,7 +70,7 @@ def test_the_command_on_a_run(tiny_data, capsys):
     assert results["1"]["titles_missed"] >= results["2"]["titles_missed"]
     for one in results.values():
         assert one["tokens_per_user"] > 0 and len(one["seconds_per_user"]) == 1 and one["time_ratio"] > 0
-    assert results["exact"]["tokens_per_user"] < results["50"]["tokens_per_user"]
+    assert results["exact"]["tokens_per_user"] <= results["50"]["tokens_per_user"]
     assert report["settings"]["score"] == "full"
     trie = exact.main([run, "--beams", "50", "--score", "trie", "--repeats", "1"])
     assert trie["settings"]["score"] == "trie" and trie["settings"]["users"] > 7
