@@ -35,7 +35,7 @@ class Scorer:
 
     def __init__(self, model, users=slice(None)):
         self.model, self.hidden = model, model.prompt[users]
-        self.slots, self.usable, self.calls, self.rows, self.ended = [], [], [], [], False
+        self.slots, self.usable, self.calls, self.rows, self.asked, self.ended = [], [], [], [], 0, False
 
     def extend(self, tokens, parents, valid, last=False):
         assert tokens.dtype == parents.dtype == torch.int64 and valid.dtype == torch.bool
@@ -60,8 +60,9 @@ class Scorer:
             self.slots.append(torch.stack(states))
             self.usable.append(valid[:, column])
         found = torch.stack(self.slots[before:], dim=1)
+        self.asked += int(valid.sum())
         if last:
-            del self.slots[before:]
+            del self.slots[before:], self.usable[before:]
         return found
 
     def logits(self, hidden, tokens=None):

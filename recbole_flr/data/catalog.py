@@ -185,6 +185,13 @@ class Catalog:
                                 "(max_title_tokens)")
         return Tokens.joined(parts)
 
+    def texts_of_titles(self, count):
+        """How many texts are sure to have so many titles among them, if there are so many at all: one more than the count - 1
+        titles with the most texts have."""
+        title_of = dict(zip(self.texts[1:], self.title_ids[1:].tolist()))  # a text has one title
+        sizes = sorted(Counter(title_of.values()).values(), reverse=True)
+        return 1 + sum(sizes[: count - 1])
+
     def by_popularity(self):
         """Item ids from 1 on, most popular first; ties by id."""
         return np.argsort(-self.popularity[1:], kind="stable") + 1

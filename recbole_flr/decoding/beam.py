@@ -80,9 +80,10 @@ def beam_search(scorer, trie, num_beams, *, top=None, score="full", length_penal
         user, place = (real & (tail > 0) & ~ends).nonzero(as_tuple=True)
         tails.append((user, *(x[user, place] for x in (node, total, parent))))
 
-        # What stays active moves to the left, in order.
+        # What stays active moves to the left, in order. With a length penalty what is hopeless keeps its place: sums compete,
+        # so a lower sum that came in instead may well end as a better title, and `top` would change what is found.
         active = real & (tail < 0)
-        if top is not None:
+        if top is not None and not length_penalty:
             user, place = active.nonzero(as_tuple=True)
             open_nodes = node[user, place]
             active[user, place] = done.beaten_by(user, final(total[user, place], open_nodes), open_nodes)

@@ -15,7 +15,7 @@ below an open node lie to the same side of a finished leaf, so an open node whos
 it stands before that leaf.
 
 The work is what the model's doubts ask for: every node whose bound beats the last score must be expanded by any search that is
-sure. On toys_demo that was less than 10 beams ask for once the model was trained ("trie": less than 20), before that ("full")
+sure. On toys_demo that was less than 20 beams ask for once the model was trained (results/speed.md), before that ("full")
 nearly the whole catalogue.
 Rounds are as many as the hardest user of the batch needs, and whoever is done is padding in them.
 
@@ -33,7 +33,7 @@ def exact_search(scorer, trie, top, *, score="full", length_penalty=0.0, max_log
     """The `top` titles with the highest scores, per user.
 
     Args:
-        scorer: a :class:`~recbole_flr.decoding.beam.PrefixScorer`.
+        scorer: a :class:`~recbole_flr.decoding.scoring.PrefixScorer`.
         trie: a :class:`~recbole_flr.decoding.trie.Trie` on the scorer's device.
         top: how many titles, at least 1.
         score, length_penalty, max_logits: as for :func:`~recbole_flr.decoding.beam.beam_search`, which gives the same titles
@@ -43,7 +43,7 @@ def exact_search(scorer, trie, top, *, score="full", length_penalty=0.0, max_log
             on a trained toys_demo (CPU, "full"; with "trie" 4 .. 24 cost alike).
 
     Returns:
-        :class:`~recbole_flr.decoding.beam.Beams` with F = min(top, titles of the trie), none of it padded.
+        :class:`~recbole_flr.decoding.scoring.Beams` with F = min(top, titles of the trie), none of it padded.
 
     Raises:
         ConfigError: `top`, `width` or `score` has a value that it cannot have.

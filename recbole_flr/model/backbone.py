@@ -221,7 +221,8 @@ def build_backbone(config, texts):
     """The backbone that the options ask for.
 
     Args:
-        config: needs backbone, trainable, lora_*, torch_dtype, torch_compile, tokenizer, device and, for ``compact``, compact_*.
+        config: needs backbone, trainable, lora_*, torch_dtype, torch_compile, tokenizer, device and, for ``compact``,
+            compact_*.
         texts: the catalogue's titles, from which the compact tokenizer is learned.
 
     Raises:
@@ -272,7 +273,7 @@ def precision_of(config, pretrained):
     """The torch dtype of the backbone: torch_dtype, or by itself bfloat16 where a GPU has it and no small steps are lost."""
     if config["torch_dtype"] != "auto":
         return getattr(torch, config["torch_dtype"])
-    on_gpu = torch.device(config["device"]).type == "cuda" and torch.cuda.is_bf16_supported()
+    on_gpu = torch.device(config["device"]).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if on_gpu and pretrained and config["trainable"] != "full" else torch.float32
 
 

@@ -58,8 +58,9 @@ class GenerativeRecommender(SequentialRecommender):
         self.trie = Trie.build(titles.take(items), items.numpy()).to(self.device)
         self.num_beams, self.score = config["num_beams"], config["score"]
         self.length_penalty = config["length_penalty"]
-        self.top = max(config["topk"])  # titles that decoding is asked for
         self.exact = config["decode"] == "exact"
+        self.top = max(config["topk"])  # what decoding is asked for; see :meth:`decode`
+        self.enough = self.catalog.texts_of_titles(self.top) if config["title_metrics"] else self.top
         self.use_cache = not config["gradient_checkpointing"]
 
     # reading
@@ -168,23 +169,36 @@ class GenerativeRecommender(SequentialRecommender):
         return nn.functional.cross_entropy(_precise(self.backbone.logits(hidden[labelled])), packed.labels[labelled])
 
     def decode(self, reading, top=None):
-        """The titles that constrained beam search finds (`decode: beam`), or the true best (`exact`).
+        """What constrained beam search finds (`decode: beam`), or the true best (`exact`).
 
         Args:
             reading: of B prompts.
-            top: how many are wanted, max(topk) by default; fewer are less work.
+            top: how many texts are wanted; fewer are less work. By default as many as hold the best max(topk) items and,
+                if `title_metrics` are to be told, as many titles: where items of one title have a text each, that is more.
 
         Returns:
             Beams, the best first.
         """
+        options = {"score": self.score, "length_penalty": self.length_penalty}
+        if not self.exact:
+            scorer = TreeDecoder(self.backbone, reading)
+            return beam_search(scorer, self.trie, self.num_beams, top=top or self.enough, **options)
+        most = top or self.enough
         top = top or self.top
-        scorer, options = TreeDecoder(self.backbone, reading), {"score": self.score, "length_penalty": self.length_penalty}
-        if self.exact:
-            return exact_search(scorer, self.trie, top, **options)
-        return beam_search(scorer, self.trie, self.num_beams, top=top, **options)
+        while True:
+            beams = exact_search(TreeDecoder(self.backbone, reading), self.trie, top, **options)
+            if top >= most or self._fewest_titles(beams) >= self.top:
+                return beams
+            top = min(2 * top, most)
+
+    def _fewest_titles(self, beams):
+        """The least number of distinct titles that a user's texts have."""
+        item = self.trie.items[self.trie.item_start[beams.nodes].long()].long()
+        titles = self.catalog.title_ids.to(item.device)[item].sort(dim=1).values
+        return int((titles.diff(dim=1) != 0).sum(1).min()) + 1 if titles.numel() else 0
 
     def full_sort_predict(self, interaction, top=None):
-        """Scores of the whole catalogue: [B, n_items], -inf but for the items of the best `top` titles; see :meth:`decode`."""
+        """Scores of the whole catalogue: [B, n_items], -inf but for the items of the best `top` texts; see :meth:`decode`."""
         return item_scores(self.decode(self.read_history(interaction), top), self.trie, self.n_items)
 
     def predict(self, interaction):

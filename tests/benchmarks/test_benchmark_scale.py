@@ -124,7 +124,7 @@ def _first_twice(decode):
 
 
 def _flat(extend):
-    return lambda self, tokens, parents, valid: extend(self, tokens, torch.full_like(parents, -1), valid)
+    return lambda self, tokens, parents, *others: extend(self, tokens, torch.full_like(parents, -1), *others)
 
 
 BREAKS = {

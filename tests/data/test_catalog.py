@@ -71,6 +71,13 @@ def test_suffixes_keep_off_titles_that_are_there():
     assert Catalog(["", "A", "A", "A (x)"], ["", "x", "y", ""]).texts == ["", "A (x) (2)", "A (y)", "A (x)"]
 
 
+def test_texts_that_are_sure_to_hold_so_many_titles():
+    titles = ["", *"aaaa", *"bbb", "c", "d"]
+    assert [Catalog(titles).texts_of_titles(count) for count in (1, 2, 3, 4, 9)] == [1, 5, 8, 9, 10]
+    shared = Catalog(titles, duplicate_titles="share")
+    assert [shared.texts_of_titles(count) for count in (1, 2, 4)] == [1, 2, 4]
+
+
 def test_by_popularity():
     catalog = Catalog(["", "A", "B", "C", "D"], popularity=[9, 1, 3, 1, 3])
     assert catalog.by_popularity().tolist() == [2, 4, 1, 3]

@@ -105,7 +105,7 @@ def test_cache_is_never_changed_and_can_be_continued_twice(attention):
     (False, "full", "cuda", torch.float32), (True, "lora", "cpu", torch.float32), (True, "lora", "old cuda", torch.float32),
 ])  # fmt: skip
 def test_precision_by_itself(monkeypatch, pretrained, trainable, device, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: device == "cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or device == "cuda")
     config = {"torch_dtype": "auto", "trainable": trainable, "device": torch.device(device.split()[-1])}
     assert precision_of(config, pretrained) == expected
     assert precision_of({**config, "torch_dtype": "float64"}, pretrained) == torch.float64

@@ -7,6 +7,7 @@ import torch
 from conftest import TITLES, write_dataset
 
 from recbole_flr.data.collate import IGNORE
+from recbole_flr.evaluation import title_ranks
 
 CATALOGUES = {
     "mixed": TITLES,
@@ -157,3 +158,25 @@ def test_loss_is_the_cross_entropy_of_the_titles_alone(build, tiny_data):
     assert projected == [count]
     expected = -sum(scores[row, item] for row, item in enumerate(rows[model.ITEM_ID].tolist())) / count
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"decode": "exact"}, {"duplicate_titles": "share"}], ids=str)
+def test_title_metrics_are_those_of_the_whole_ranking(build, tiny_data, options):
+    """Where many items have one title, the best texts are not the best titles: as many are sought as hold these."""
+    endings = [f"{one} and {two} of the long long title" for one in ("Cat", "Dog", "Sun") for two in ("One", "Two", "Three")]
+    write_dataset(tiny_data, "tiny2", ["a"] * 9 + ["b"] * 3 + endings, users=12)
+    _, model, loaders = build_on(build, tiny_data, "tiny2", topk=[4], valid_metric="NDCG@4", num_beams=60, **options)
+    rows, ids = some_rows(loaders, 12), model.catalog.title_ids
+    with torch.no_grad():
+        found, every = model.full_sort_predict(rows), model.full_sort_predict(rows, top=model.n_items)
+    for title in range(1, model.n_items):
+        target = torch.full((len(rows),), title)
+        ranks, expected = title_ranks(found, ids, target), title_ranks(every, ids, target)
+        assert torch.equal(ranks[expected < 4], expected[expected < 4]) and ((ranks < 4) == (expected < 4)).all()
+    if not options:  # with fewer it would not be so
+        with torch.no_grad():
+            few = model.full_sort_predict(rows, top=4)
+        assert any(
+            ((title_ranks(few, ids, target) < 4) != (title_ranks(every, ids, target) < 4)).any()
+            for target in torch.arange(1, model.n_items).unsqueeze(1).expand(-1, len(rows))
+        )
