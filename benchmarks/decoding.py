@@ -35,8 +35,8 @@ import torch
 from tabulate import tabulate
 
 from benchmarks.harness import in_turns, parser, spread, surroundings, write_json
-from benchmarks.made_up import build_model, shop_titles, write_dataset
-from benchmarks.scale import check_scores, histories, interaction, warm_up
+from benchmarks.made_up import build_model, histories, interaction, shop_titles, warm_up, write_dataset
+from benchmarks.scale import check_scores
 from recbole_flr.decoding import Trie, scoring
 from recbole_flr.model.bigrec import BIGRec
 from recbole_flr.model.flr import FLR

@@ -3,7 +3,7 @@
 Two kinds: words of one token each, where a benchmark needs prompts and targets of exact lengths (:func:`build`,
 :func:`batch`); and titles as in a shop, with brands and lines that many share (:func:`shop_titles`).
 
-Shapes: B prompts, L prompt tokens, T title tokens.
+Shapes: B prompts, H titles of a history, L prompt tokens, T title tokens.
 """
 
 import argparse
@@ -20,7 +20,9 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from benchmarks.harness import add_device, check_device, parser
 from recbole_flr.config import Config
+from recbole_flr.data.collate import IGNORE
 from recbole_flr.data.loading import load_dataset, split
+from recbole_flr.data.packing import Packed
 from recbole_flr.model.backbone import END_OF_TITLE, PAD, START, THOUGHT
 
 _SPLIT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
@@ -63,6 +65,55 @@ def shop_titles(count, seed=0):
     return found
 
 
+# ---- users of such a shop ----------------------------------------------------------------------------------------------
+
+HISTORY = 10  # H, titles of a history
+
+
+def histories(texts, number, seed):
+    """[number, H + 1] item ids of users who keep to a brand (a title's first word) four times out of five."""
+    rng = np.random.default_rng(seed)
+    brands = {}
+    for item, text in enumerate(texts, start=1):
+        brands.setdefault(text.split()[0], []).append(item)
+    rows = []
+    for anchor in rng.integers(len(texts), size=number):
+        own = brands[texts[anchor].split()[0]]
+        rows.append([rng.choice(own) if rng.random() < 0.8 else rng.integers(len(texts)) + 1 for _ in range(HISTORY + 1)])
+    return torch.tensor(np.array(rows, dtype=np.int64))
+
+
+def warm_up(model, batches):
+    """One step on each batch [B, H + 1]: language modelling of the sequence, and the last title after a thought."""
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
+    model.train()
+    for rows in batches:
+        optimizer.zero_grad()
+        loss = language_model_loss(model, rows) + model.calculate_loss(interaction(model, rows))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        falling.step()
+
+
+def language_model_loss(model, rows):
+    """Mean cross entropy of the next token in whole sequences [B, H + 1]."""
+    prompts = model.collator.prompts(rows, torch.full((len(rows),), rows.shape[1]), left=False)
+    labels = torch.where(prompts.mask, prompts.ids, IGNORE).roll(-1, 1)
+    labels[:, -1] = IGNORE
+    positions = torch.arange(prompts.ids.shape[1]).expand_as(prompts.ids)
+    return model.language_model_loss(Packed(prompts.ids, positions, prompts.mask.long() - 1, labels))
+
+
+def interaction(model, rows):
+    """RecBole batch of sequences [B, H + 1], whose last item is the target."""
+    return Interaction({
+        model.ITEM_SEQ: rows[:, :-1].contiguous(), model.POS_ITEM_ID: rows[:, -1].contiguous(),
+        model.ITEM_SEQ_LEN: torch.full((len(rows),), rows.shape[1] - 1),
+    })  # fmt: skip
+
+
 # ---- prompts and targets of exact lengths ------------------------------------------------------------------------------
 
 SIZES = {  # option: default, least, meaning
@@ -73,9 +124,11 @@ SIZES = {  # option: default, least, meaning
 }  # fmt: skip
 
 
-def parse_sizes(module, description, numbers, arguments):
-    """Words -> options: `SIZES` and `numbers`, `--device`, `--json` and what to say to a process that measures memory."""
+def parse_sizes(module, description, numbers, arguments, switches=None):
+    """Words -> options: `SIZES`, `numbers`, `switches` (name -> meaning), `--device`, `--json` and the internal `--memory-of`."""
     command = parser(module, description, {**SIZES, **numbers})
+    for name, meaning in (switches or {}).items():
+        command.add_argument(f"--{name}", action="store_true", help=meaning)
     add_device(command)
     command.add_argument("--memory-of", nargs="+", help=argparse.SUPPRESS)
     given = command.parse_args(arguments)

@@ -41,14 +41,14 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from recbole.data.interaction import Interaction
 from tabulate import tabulate
 
 from benchmarks.harness import in_fresh_process, in_turns, parser, peak, spread, start_peak, surroundings, write_json
-from benchmarks.made_up import build_model, shop_titles, write_dataset
+from benchmarks.made_up import (
+    build_model, histories, interaction, language_model_loss, shop_titles, warm_up, write_dataset,
+)  # fmt: skip
 from recbole_flr.data.catalog import Catalog, Tokens
 from recbole_flr.data.collate import IGNORE, Collator
-from recbole_flr.data.packing import Packed
 from recbole_flr.data.prompt import Template
 from recbole_flr.decoding.beam import beam_search, item_scores
 from recbole_flr.decoding.trie import Trie
@@ -57,7 +57,6 @@ from recbole_flr.model.flr import FLR
 from recbole_flr.model.tree import TreeDecoder
 
 SAMPLE = 10_000  # titles from which the tokenizer and the model learn; also what the other sizes are compared with
-HISTORY = 10  # H
 VOCABULARY, LONGEST = 4000, 64  # compact_vocab_size and max_title_tokens of properties/generative.yaml
 CHECKED = 4  # users whose scores are compared
 TOLERANCE = 1e-4  # relative, in float32
@@ -230,19 +229,6 @@ def check_against_dicts(trie, titles, items):
 # model, users, decoding
 
 
-def histories(texts, number, seed):
-    """[number, H + 1] item ids of users who keep to a brand (a title's first word) four times out of five."""
-    rng = np.random.default_rng(seed)
-    brands = {}
-    for item, text in enumerate(texts, start=1):
-        brands.setdefault(text.split()[0], []).append(item)
-    rows = []
-    for anchor in rng.integers(len(texts), size=number):
-        own = brands[texts[anchor].split()[0]]
-        rows.append([rng.choice(own) if rng.random() < 0.8 else rng.integers(len(texts)) + 1 for _ in range(HISTORY + 1)])
-    return torch.tensor(np.array(rows, dtype=np.int64))
-
-
 def make_models(given, folder, texts, sample):
     """name -> FLR of the default sizes.
 
@@ -267,37 +253,6 @@ def make_models(given, folder, texts, sample):
             losses[name] = language_model_loss(model.eval(), histories(texts, 64, seed=3)).item()
         models[name] = model
     return models, losses
-
-
-def warm_up(model, batches):
-    """One step on each batch [B, H + 1]: language modelling of the sequence, and the last title after a thought."""
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
-    model.train()
-    for rows in batches:
-        optimizer.zero_grad()
-        loss = language_model_loss(model, rows) + model.calculate_loss(interaction(model, rows))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        falling.step()
-
-
-def language_model_loss(model, rows):
-    """Mean cross entropy of the next token in whole sequences [B, H + 1]."""
-    prompts = model.collator.prompts(rows, torch.full((len(rows),), rows.shape[1]), left=False)
-    labels = torch.where(prompts.mask, prompts.ids, IGNORE).roll(-1, 1)
-    labels[:, -1] = IGNORE
-    positions = torch.arange(prompts.ids.shape[1]).expand_as(prompts.ids)
-    return model.language_model_loss(Packed(prompts.ids, positions, prompts.mask.long() - 1, labels))
-
-
-def interaction(model, rows):
-    """RecBole batch of sequences [B, H + 1], whose last item is the target."""
-    return Interaction({
-        model.ITEM_SEQ: rows[:, :-1].contiguous(), model.POS_ITEM_ID: rows[:, -1].contiguous(),
-        model.ITEM_SEQ_LEN: torch.full((len(rows),), rows.shape[1] - 1),
-    })  # fmt: skip
 
 
 class Counting(TreeDecoder):

@@ -16,6 +16,8 @@ lengths that are asked for). Versions:
   for the prompt's states themselves, the last layer of the prompt has no backward pass, which FLR's factors do need: 2 of 3 n
   parts of n layers, a third of all at the compact size, nothing much at that of a language model.
 
+With --compile also `ours, compiled`: the same with `torch_compile`. Its first step, which compiles, is timed on its own.
+
 Before anything is timed, loss and gradients of the first three are compared in float64, on prompts and targets of unequal
 length; the last two with each other. Dropout is off.
 
@@ -30,6 +32,7 @@ import statistics
 import sys
 import warnings
 from functools import partial
+from time import perf_counter
 
 import torch
 from recbole.data.interaction import Interaction
@@ -95,10 +98,12 @@ def _full_pass(model, interaction, prefix, mask):
     return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
 
 
+COMPILED = "ours, compiled"
 VERSIONS = {  # name: model, function
     "ours": (FLR, ours), "obvious": (FLR, obvious), "obvious, frugal": (FLR, partial(obvious, frugal=True)),
     "no thought": (BIGRec, no_thought), "BIGRec": (BIGRec, ours),
 }  # fmt: skip
+WITH_COMPILED = {**VERSIONS, COMPILED: VERSIONS["ours"]}
 
 
 # equality
@@ -149,8 +154,8 @@ def _options(model_class, given):
 
 def make_step(given, version):
     """A function that makes one optimizer step on the benchmark's batch, and one that makes it on a single short prompt."""
-    model_class, loss_of = VERSIONS[version]
-    config, model, ids = build(model_class, given, **_options(model_class, given))
+    model_class, loss_of = WITH_COMPILED[version]
+    config, model, ids = build(model_class, given, **_options(model_class, given), torch_compile=version == COMPILED)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), config["learning_rate"])
     interaction = batch(given, model, ids)
@@ -182,7 +187,7 @@ def parse(arguments):
     """Words -> options."""
     return parse_sizes("benchmarks.training", __doc__, {
         "hidden": (128, 8, "D of the backbone, a multiple of 8"), "batch": (32, 1, "B, prompts a step"),
-    }, arguments)
+    }, arguments, switches={"compile": "time a compiled backbone, too"})
 
 
 def main(arguments=None):
@@ -196,10 +201,16 @@ def main(arguments=None):
         return growth
     difference = check_equal(given)
     print(f"Loss and gradients agree in float64: largest relative difference {difference:.1e}.")
-    memory = {version: in_fresh_process("benchmarks.training", [*arguments, "--memory-of", version]) for version in VERSIONS}
-    seconds = in_turns({version: make_step(given, version)[0] for version in VERSIONS}, given.repeats, given.device)
+    versions = list(WITH_COMPILED if given.compile else VERSIONS)
+    memory = {version: in_fresh_process("benchmarks.training", [*arguments, "--memory-of", version]) for version in versions}
+    steps = {version: make_step(given, version)[0] for version in versions}
+    if given.compile:
+        start = perf_counter()
+        steps[COMPILED]()
+        print(f"The first compiled step took {perf_counter() - start:.1f} s.")
+    seconds = in_turns(steps, given.repeats, given.device)
     results = {}
-    for version in VERSIONS:
+    for version in versions:
         each = [other / own for other, own in zip(seconds[version], seconds["ours"])]  # turn by turn
         results[version] = {
             "seconds": seconds[version], "median": statistics.median(seconds[version]), "peak_bytes": memory[version],

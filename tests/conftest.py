@@ -152,3 +152,25 @@ def saved_models(tmp_path_factory):
         AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
     return {name: root / name for name in models}
+
+
+@pytest.fixture
+def one_thread():
+    """For tiny models, where threads would only get in each other's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_process(request, monkeypatch):
+    """A module's `benchmark` measures all in this process, not in some of its own, which take seconds to start.
+
+    Gives their command lines.
+    """
+    benchmark, started = request.module.benchmark, []
+    monkeypatch.setattr(
+        benchmark, "in_fresh_process", lambda module, words: (started.append([module, *words]), benchmark.main(words))[1]
+    )
+    return started

@@ -96,7 +96,7 @@ def child_scores(scorer, trie, state, node, total, score):
         logits = scorer.logits(state).to(total.dtype)
         child = logits.gather(1, token)
     else:  # only what stands under some node of these
-        tokens, place = token.masked_fill(~inside, int(token[0, 0]) if len(token) else 0).unique(return_inverse=True)
+        tokens, place = token.masked_fill(~inside, 0).unique(return_inverse=True)
         child = scorer.logits(state, tokens).to(total.dtype).gather(1, place)
     child = child.masked_fill(~inside, -torch.inf)
     log_prob = child - normaliser(logits if score == "full" else child)

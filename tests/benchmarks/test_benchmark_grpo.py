@@ -70,16 +70,6 @@ def test_a_wrong_version_is_not_timed(monkeypatch, name):
         benchmark.main(TINY)
 
 
-@pytest.fixture
-def one_process(monkeypatch):
-    """Memory is measured here, not in processes of its own, which take seconds to start. Gives their command lines."""
-    started = []
-    monkeypatch.setattr(
-        benchmark, "in_fresh_process", lambda module, words: (started.append(words), benchmark.main(words))[1]
-    )
-    return started
-
-
 def test_table_and_json(one_process, capsys):
     report = benchmark.main([*TINY, "--repeats=2", "--threads=1", "--json=figures.json"])
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.isdecimal()]  # those of --memory-of

@@ -89,16 +89,6 @@ def test_a_trie_of_other_titles_is_noticed(missing):
             benchmark.check_against_dicts(trie, listed, ids)
 
 
-@pytest.fixture
-def one_process(monkeypatch):
-    """Everything happens here, not in processes of its own, which take seconds to start. Gives their command lines."""
-    started = []
-    monkeypatch.setattr(
-        benchmark, "in_fresh_process", lambda module, words: (started.append(words), benchmark.main(words))[1]
-    )
-    return started
-
-
 def _other_score(decode):
     def decoded(self, reading):
         beams = decode(self, reading)

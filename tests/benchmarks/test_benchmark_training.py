@@ -55,13 +55,9 @@ def test_a_wrong_version_is_not_timed(monkeypatch, name):
         benchmark.main(TINY)
 
 
-def test_table_and_json(monkeypatch, capsys):
-    """Memory is measured here, not in processes of its own, which take seconds to start."""
-    started = []
-    monkeypatch.setattr(
-        benchmark, "in_fresh_process", lambda module, words: (started.append((module, *words[-2:])), benchmark.main(words))[1]
-    )
+def test_table_and_json(one_process, capsys):
     report = benchmark.main([*TINY, "--repeats=2", "--threads=1", "--json=figures.json"])
+    started = [(words[0], *words[-2:]) for words in one_process]
     assert started == [("benchmarks.training", "--memory-of", version) for version in benchmark.VERSIONS]
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.isdecimal()]  # those of --memory-of
     assert lines[0].startswith("Loss and gradients agree")

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from recbole_flr.decoding import Beams, Trie, beam_search, item_scores
 from recbole_flr.errors import ConfigError, DataError, FLRError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def slow_search(model, user, titles, num_beams, score):
     """The titles that the search must finish."""
@@ -50,14 +52,6 @@ def check(beams, trie, model, titles, num_beams, score, length_penalty=0.0, user
         assert len(nodes) >= min(num_beams, len(keys))
         found_most = max(found_most, len(nodes))
     assert beams.nodes.shape == beams.scores.shape == (len(users), found_most)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @settings(deadline=None, max_examples=60)

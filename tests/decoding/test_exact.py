@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from recbole_flr.decoding import Trie, beam_search, exact_search, item_scores
 from recbole_flr.errors import ConfigError, FLRError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DENSE = st.lists(st.lists(TOKEN, max_size=4).map(lambda title: title + [END]), min_size=15, max_size=40)
 DEEP = [[a, b, c, d, e, END] for a in (1, 2, 3) for b in (1, 2, 3) for c in (1, 2, 3) for d in (1, 2, 3) for e in (1, 2, 3)]
 
@@ -37,14 +39,6 @@ def check(beams, trie, model, titles, top, score, length_penalty=0.0):
 
 def tokens_asked(scorer):
     return sum(int(valid.sum()) for valid in scorer.usable)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @settings(deadline=None, max_examples=150)
