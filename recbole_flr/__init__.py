@@ -3,17 +3,16 @@
 The public names are imported on first use, so that `import recbole_flr` (and the dataset scripts) do not load torch.
 """
 
+from importlib import import_module
+
 __version__ = "0.1.0"
-__all__ = ["Config", "load_data_and_model", "recommend", "run_recbole_flr"]
+_PLACES = {  # public name -> module
+    "Config": "config", "load_data_and_model": "quick_start", "recommend": "recommendation", "run_recbole_flr": "quick_start",
+}
+__all__ = list(_PLACES)
 
 
 def __getattr__(name):
-    if name == "Config":
-        from recbole_flr.config import Config
-
-        return Config
-    if name in __all__:
-        from recbole_flr import quick_start
-
-        return getattr(quick_start, name)
+    if name in _PLACES:
+        return getattr(import_module(f"recbole_flr.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'recbole_flr' has no attribute '{name}'")

@@ -91,7 +91,7 @@ def recommend_main(arguments=None):
     given = parser.parse_args(arguments)
     changes = {"state": "ERROR", "show_progress": False, **({"data_path": given.data_path} if given.data_path else {})}
     try:
-        from recbole_flr.quick_start import recommend
+        from recbole_flr.recommendation import recommend
 
         answer = recommend(given.checkpoint, given.history, given.k, changes)
     except FLRError as error:

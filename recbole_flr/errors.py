@@ -4,6 +4,8 @@ Each says what was found, what was expected and what to do; the command line pri
 status 2. Anything else that is raised is a bug and keeps its traceback.
 """
 
+from difflib import SequenceMatcher
+
 
 class FLRError(Exception):
     """Base of all errors that a user can mend."""
@@ -19,3 +21,8 @@ class DataError(FLRError):
 
 class CheckpointError(FLRError):
     """A checkpoint that is missing, incomplete, or does not fit the model or the data."""
+
+
+def nearest(name, known):
+    """The known name most like a mistyped one, whatever its case."""
+    return max(sorted(known), key=lambda other: SequenceMatcher(None, str(name).lower(), other.lower()).ratio())

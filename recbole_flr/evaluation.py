@@ -1,58 +1,111 @@
-"""Title-level metrics beside RecBole's item-level ones.
+"""Title-level metrics beside RecBole's item-level ones, and the ranks from which both can be computed again.
 
-Several items may share a title (14% of the test targets of Amazon CDs). RecBole's Hit and NDCG ask for the very item;
-the LatentR3 line of papers asks for the right title. Both are fair questions; they get names that nobody confuses:
+Several items may share a title (14% of the test targets of Amazon CDs). RecBole's Hit and NDCG ask for the very item. The LatentR3
+line of papers asks for the right title. Both are fair questions, so both are reported under names that nobody confuses:
 ``hit@10`` and ``title_hit@10``.
+
+Shapes: B rows of a batch, P targets (one for each row of a sequential model), K the largest cut-off (max(topk)).
 """
 
 import math
 
+import numpy as np
 import torch
 from recbole.evaluator import Collector, Evaluator
+from tabulate import tabulate
 
-RANK = "rec.title_rank"
-METRICS = {  # rank counts from 0
-    "title_hit": lambda rank, k: (rank < k).double(),
-    "title_ndcg": lambda rank, k: torch.where(rank < k, math.log(2) / (rank + 2).double().log(), 0.0),
+TITLE_RANK = "rec.title_rank"
+METRICS = {  # of ranks that count from 1
+    "title_hit": lambda rank, k: (rank <= k).double(),
+    "title_ndcg": lambda rank, k: torch.where(rank <= k, math.log(2) / (rank + 1).double().log(), 0.0),
 }
 
 
 def title_ranks(scores, title_ids, targets):
-    """Rank of each target's title among all titles; a title scores as the best of its items.
+    """Rank of each target's title among all titles. A title's score is that of its best item.
 
     Args:
-        scores: [B, n_items].
+        scores: [P, n_items].
         title_ids: [n_items] int64, 0 for padding.
-        targets: [B] item ids.
+        targets: [P] item ids.
 
     Returns:
-        [B] int64 from 0; ties count against the target; one that was not reached (-inf) has rank n_items, beyond any k.
+        [P] int64 from 1. Ties count against the target. A title that was not reached (-inf) has rank n_items.
     """
     n_titles = int(title_ids.max()) + 1
     best = scores.new_full((len(scores), n_titles), -math.inf)
     best = best.scatter_reduce(1, title_ids.expand(len(scores), -1), scores, reduce="amax")
     target = best.gather(1, title_ids[targets].unsqueeze(1))
-    above = (best[:, 1:] >= target).sum(1) - 1
+    above = (best[:, 1:] >= target).sum(1)
     return torch.where(target.squeeze(1) == -math.inf, scores.shape[1], above)
 
 
-class TitleCollector(Collector):
-    """RecBole's collector, which also keeps the rank of each target's title."""
+def item_ranks(scores, targets, top_items):
+    """Rank of each target among all items, with ties as torch's top-k breaks them, so that RecBole's metrics follow from it.
 
-    def __init__(self, config, title_ids):
+    Args:
+        scores: [P, n_items].
+        targets: [P] item ids.
+        top_items: [P, K], the best items as torch's top-k gives them.
+
+    Returns:
+        [P] int64 from 1: the place in `top_items`, or else one more than the number of items that are better, but more than K.
+        A target that was not reached (-inf) and is not in `top_items` has rank n_items.
+    """
+    own = scores.gather(1, targets.unsqueeze(1))
+    rank = ((scores > own).sum(1) + 1).clamp_min(top_items.shape[1] + 1)
+    rank = torch.where(own.squeeze(1) == -math.inf, scores.shape[1], rank)
+    found = top_items == targets.unsqueeze(1)
+    return torch.where(found.any(1), found.int().argmax(1) + 1, rank)
+
+
+class RankCollector(Collector):
+    """RecBole's collector, which also keeps the ranks of the targets and the best items of each row.
+
+    Args:
+        config: RecBole's.
+        title_ids: [n_items] int64, equal for items of equal title; None for no title-level ranks.
+    """
+
+    def __init__(self, config, title_ids=None):
         super().__init__(config)
-        self.title_ids = title_ids.to(config["device"])
+        self.title_ids = None if title_ids is None else title_ids.to(config["device"])
+        self._parts, self._rows = [], 0
 
     def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
-        rows = positive_u.to(scores_tensor.device)
-        ranks = title_ranks(scores_tensor[rows], self.title_ids, positive_i.to(scores_tensor.device))
-        self.data_struct.update_tensor(RANK, ranks)
+        row, target = positive_u.to(scores_tensor.device), positive_i.to(scores_tensor.device)
+        top_scores, top_items = torch.topk(scores_tensor, min(max(self.topk), scores_tensor.shape[1]), dim=-1)
+        scores = scores_tensor if torch.equal(row, torch.arange(len(scores_tensor), device=row.device)) else scores_tensor[row]
+        part = {
+            "row": row + self._rows, "target": target, "item_rank": item_ranks(scores, target, top_items[row]),
+            "top_items": top_items, "top_scores": top_scores,
+        }
+        if self.title_ids is not None:
+            part["title_rank"] = title_ranks(scores, self.title_ids, target)
+            self.data_struct.update_tensor(TITLE_RANK, part["title_rank"])
+        self._rows += len(scores_tensor)
+        self._parts.append({name: value.cpu() for name, value in part.items()})
 
     def get_data_struct(self):
         struct = super().get_data_struct()
-        del self.data_struct[RANK]
+        if self.title_ids is not None:
+            del self.data_struct[TITLE_RANK]
         return struct
+
+    def take_ranks(self):
+        """The ranks of the evaluation that has just ended, and forget them.
+
+        Returns:
+            dict of numpy arrays. `row`, `target`, `item_rank` and, with titles, `title_rank`: [P] int32, where `row` counts the
+            rows of the evaluated loader, item ids are RecBole's internal ones, and ranks count from 1 (n_items if not reached).
+            `top_items` [rows, K] int32 and `top_scores` [rows, K] float32, the best first.
+        """
+        parts, self._parts, self._rows = self._parts, [], 0
+        if not parts:
+            return {}
+        ranks = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+        return {name: value.astype(np.float32 if name == "top_scores" else np.int32) for name, value in ranks.items()}
 
 
 class TitleEvaluator(Evaluator):
@@ -63,5 +116,14 @@ class TitleEvaluator(Evaluator):
         places = self.config["metric_decimal_place"]
         for name, value in METRICS.items():
             for k in self.config["topk"]:
-                result[f"{name}@{k}"] = round(value(dataobject[RANK], k).mean().item(), places)
+                result[f"{name}@{k}"] = round(value(dataobject[TITLE_RANK], k).mean().item(), places)
         return result
+
+
+def metrics_table(results):
+    """Results of several evaluations as text: a line each, a column for each metric.
+
+    Args:
+        results: dict, label -> dict of metrics.
+    """
+    return tabulate([{"": label, **metrics} for label, metrics in results.items()], headers="keys", floatfmt=".4f")

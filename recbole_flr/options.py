@@ -37,7 +37,7 @@ def properties_folder():
 
 def option_files(model, dataset):
     """The plug-in's yaml files for a model and a data set, in the order in which they apply."""
-    from recbole_flr.registry import MODELS  # which itself looks up names here
+    from recbole_flr.registry import MODELS
 
     folder = properties_folder()
     shared = MODELS[model].shared_options if model in MODELS else ()

@@ -1,34 +1,33 @@
-"""Which class a model name stands for, and which trainer trains it: one explicit table, else RecBole's own."""
+"""Which class a model name stands for: the plug-in's table, else RecBole's own class."""
 
 import inspect
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 
 import recbole.utils
 
-from recbole_flr.errors import ConfigError
-from recbole_flr.options import nearest
+from recbole_flr.contracts import Recommender
+from recbole_flr.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of the plug-in.
+    """A model of the plug-in. A new model needs one entry here and its options in `properties/model/NAME.yaml`.
 
     Attributes:
-        module: that holds the class, whose name is the model's.
-        shared_options: files in `properties/` that it shares with other models; its own file comes after them.
-        trainer: in :mod:`recbole_flr.trainer`.
+        module: import path of the module that holds the class. The class has the model's name.
+        shared_options: files in `properties/`, without `.yaml`, that are read before the model's own file.
     """
 
     module: str
-    shared_options: tuple = ("generative", "latent")
-    trainer: str = "StagedTrainer"
+    shared_options: tuple = ()
 
 
 MODELS = {
-    "FLR": Entry("recbole_flr.model.flr"),
-    "LatentR3": Entry("recbole_flr.model.latentr3"),
+    "FLR": Entry("recbole_flr.model.flr", ("generative", "latent")),
+    "LatentR3": Entry("recbole_flr.model.latentr3", ("generative", "latent")),
     "BIGRec": Entry("recbole_flr.model.bigrec", ("generative",)),
 }
 
@@ -39,14 +38,19 @@ def model_names():
     return list(MODELS) + sorted(path.stem for path in folder.glob("*.yaml"))
 
 
+def shared_options(name):
+    """The files of shared options of a model; none for RecBole's own models."""
+    return MODELS[name].shared_options if name in MODELS else ()
+
+
 def get_model(name):
-    """Model name -> class.
+    """Model name -> class, which fulfils :class:`recbole_flr.contracts.Recommender`.
 
     Raises:
         ConfigError: naming the nearest known model, or the package that a model of RecBole needs.
     """
     if name in MODELS:
-        return getattr(import_module(MODELS[name].module), name)
+        return with_contract(getattr(import_module(MODELS[name].module), name))
     try:
         found = recbole.utils.get_model(name)
     except (ValueError, AttributeError, ImportError) as error:  # RecBole looks last into a module that needs lightgbm
@@ -56,13 +60,13 @@ def get_model(name):
     if not inspect.isclass(found):
         raise ConfigError(f"model: found {name!r}, which neither recbole_flr nor RecBole has; the nearest is "
                           f"{nearest(name, model_names())!r}")
-    return found
+    return with_contract(found)
 
 
-def get_trainer(config):
-    """Config -> trainer class: RecBole's, with checkpoints that need no pickle."""
-    from recbole_flr import trainer
-
-    if config["model"] in MODELS:
-        return getattr(trainer, MODELS[config["model"]].trainer)
-    return trainer.with_safe_checkpoints(recbole.utils.get_trainer(config["MODEL_TYPE"], config["model"]))
+@lru_cache(maxsize=None)
+def with_contract(model_class):
+    """A model class -> the same class with the defaults of :class:`Recommender` for what it does not declare itself."""
+    if issubclass(model_class, Recommender):
+        return model_class
+    own = {"__module__": model_class.__module__, "__doc__": model_class.__doc__}
+    return type(model_class.__name__, (model_class, Recommender), own)

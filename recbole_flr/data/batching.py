@@ -44,3 +44,41 @@ class LengthBatches:
     def __iter__(self):
         for rows in self.batches():
             yield self.loader.collate_fn(rows.tolist())
+
+
+class Repeat:
+    """A batch that comes several times in a row.
+
+    Attributes:
+        interaction: RecBole's batch.
+        is_first: whether this is the first time.
+    """
+
+    def __init__(self, interaction, is_first):
+        self.interaction, self.is_first = interaction, is_first
+
+    def to(self, device):
+        """The same on another device."""
+        return Repeat(self.interaction.to(device), self.is_first)
+
+
+class Repeated:
+    """A loader that gives each batch of another loader several times in a row, as a :class:`Repeat`.
+
+    Args:
+        loader: of RecBole batches.
+        times: how often.
+    """
+
+    def __init__(self, loader, times):
+        self.loader, self.times = loader, times
+        self.generator, self.sampler, self.shuffle = loader.generator, loader.sampler, loader.shuffle
+        self._dataset = self.dataset = loader.dataset
+
+    def __len__(self):
+        return len(self.loader) * self.times
+
+    def __iter__(self):
+        for interaction in self.loader:
+            for time in range(self.times):
+                yield Repeat(interaction, time == 0)

@@ -1,10 +1,12 @@
 """BIGRec: A Bi-Step Grounding Paradigm for Large Language Models in Recommendation Systems (arXiv 2308.08434).
 
-The same prompt and the same training as the other models that write titles, without a thought. Two ways to ground what is
-written in the catalogue: beams under its trie (as the LatentR3 line of papers runs it), or the original's: a title is
-written freely, and the items stand in the order of the L2 distance between the last-token embeddings of their titles and
-of that text, both from the backbone as it was before it was tuned. (The original's third part, weights of popularity, is a
-way to add another signal and is left out.)
+The prompt and the training are those of the other models that write titles, but there is no thought. The written text can be
+grounded in the catalogue in two ways:
+
+- `grounding: trie`: beams under the catalogue's trie, as the LatentR3 line of papers runs BIGRec.
+- `grounding: embedding`, as in the original: the model writes a title freely. The items are ranked by the L2 distance between
+  the last-token embedding of that text and those of their titles. Both come from the backbone as it was before tuning. (The
+  original also weighs by popularity, which adds another signal and is left out.)
 
 Shapes: B batch, L prompt tokens, T title tokens (with the end of title), D width, N titles of the catalogue.
 """
@@ -16,20 +18,32 @@ from torch import nn
 from transformers import GenerationConfig
 
 from recbole_flr.decoding.beam import Beams, item_scores
-from recbole_flr.model.generative import GenerativeRecommender
-from recbole_flr.model.reasoner import read_prompt
+from recbole_flr.model.reasoner import Thought, read_prompt
+from recbole_flr.model.writer import Writer
+from recbole_flr.training.supervised import Supervised
+from recbole_flr.training.warmup import WarmUp
 
 
-class BIGRec(GenerativeRecommender):
+class SupervisedBIGRec(Supervised):
+    """The supervised stage. It begins by keeping a copy of the backbone as it is before tuning."""
+
+    def begin(self):
+        self.model.keep_untuned()
+
+
+class BIGRec(Writer):
     """The language model writes the title right after the prompt.
 
-    With ``grounding: embedding`` it holds its backbone twice: `backbone`, which is trained, and `untuned`. For a pretrained
-    backbone that is the one that was loaded; for the compact one, which starts from random weights, the one after warm-up.
+    With ``grounding: embedding`` the model holds two backbones: `backbone`, which is trained, and `untuned`. For a pretrained
+    backbone, `untuned` is the one that was loaded. The compact backbone starts from random weights, so there `untuned` is the
+    backbone after warm-up.
 
     Args:
         config: see `properties/model/BIGRec.yaml`.
         dataset: RecBole training dataset.
     """
+
+    stages = (WarmUp, SupervisedBIGRec)
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -45,14 +59,27 @@ class BIGRec(GenerativeRecommender):
             self.untuned = copy.deepcopy(self.backbone).requires_grad_(False).eval()
             self.register_buffer("title_embeddings", None, persistent=False)  # [N, D], made when first needed
             self.untuned.register_load_state_dict_post_hook(self._forget)
+            if self.backbone.pretrained:  # tied embeddings have two names
+                named = self.named_parameters(remove_duplicate=False)
+                self.unsaved_parameters |= {name for name, _ in named if name.startswith("untuned.")}
 
-    def read(self, prompts):
-        """Prompts -> Reading whose seed is the prompt's last token."""
+    @staticmethod
+    def ranks_under_trie(config):
+        """``grounding: embedding`` ranks all items by distance."""
+        return config["grounding"] == "trie"
+
+    def read_context(self, interaction, prompt_only=False):
+        """Read all of the prompt but its last token, which goes right before the title."""
+        prompts = self._prompts(interaction)
         embeddings = self.backbone.embed(prompts.ids)  # the padding is on the left
-        context, _ = read_prompt(
-            self.backbone, embeddings[:, :-1], prompts.mask[:, :-1], self.use_cache or not self.training
-        )
-        return context.reading(embeddings[:, -1])
+        use_cache = prompt_only or self.use_cache or not self.training
+        context = read_prompt(self.backbone, embeddings[:, :-1], prompts.mask[:, :-1], use_cache)
+        context.item, context.unread = prompts.item[:, :-1], embeddings[:, -1]
+        return context
+
+    def think(self, context, reasoner=None):
+        """There is no thought: the prompt's last token takes its place."""
+        return Thought(context, context.unread)
 
     # grounding: embedding
 
@@ -85,7 +112,7 @@ class BIGRec(GenerativeRecommender):
         if self.backbone.start_id is not None:  # it may well be the end token, so that it is put in front after the cut
             ids, mask = nn.functional.pad(ids, (1, 0), value=self.backbone.start_id), nn.functional.pad(mask, (1, 0))
         mask[:, 0] = True
-        context, _ = read_prompt(self.untuned, self.untuned.embed(ids), mask, use_cache=False)
+        context = read_prompt(self.untuned, self.untuned.embed(ids), mask, use_cache=False)
         last = context.hidden[torch.arange(len(ids), device=ids.device), context.length - 1]
         return last.to(torch.promote_types(last.dtype, torch.float32))
 
@@ -104,13 +131,13 @@ class BIGRec(GenerativeRecommender):
         """Drop what was computed from the untuned backbone, whose weights have changed."""
         self.title_embeddings = None
 
-    def enter_stage(self, name):
-        """The trainer begins a stage: before the supervised one the untuned compact backbone becomes that of the warm-up."""
-        if name == "sft" and self.grounding == "embedding" and not self.backbone.pretrained:
+    def keep_untuned(self):
+        """Copy the compact backbone as it is now: it counts as untuned. A pretrained one was copied when it was loaded."""
+        if self.grounding == "embedding" and not self.backbone.pretrained:
             self.untuned.load_state_dict(self.backbone.state_dict())
 
     def train(self, mode=True):
-        """As every module's, but that the untuned backbone stays without dropout."""
+        """As every module's, except that the untuned backbone stays without dropout."""
         super().train(mode)
         if self.grounding == "embedding":
             self.untuned.eval()
@@ -123,7 +150,7 @@ class BIGRec(GenerativeRecommender):
         that of item 0, whatever `top` is."""
         if self.grounding == "trie":
             return super().full_sort_predict(interaction, top)
-        written = self.write(self.collator.prompts(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]))
+        written = self.write(self._prompts(interaction))
         leaves, embeddings = self._catalogue()
         # the faster way by inner products would lose the small distances, which are the ones that count
         distance = torch.cdist(self.embed_titles(written), embeddings, compute_mode="donot_use_mm_for_euclid_dist")
@@ -135,13 +162,3 @@ class BIGRec(GenerativeRecommender):
         if self.grounding == "trie":
             return super().predict(interaction)
         return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
-
-    # what a checkpoint needs
-
-    def unsaved_parameters(self):
-        """Adds the untuned backbone's where it comes from a pretrained one."""
-        unsaved = super().unsaved_parameters()
-        if self.backbone.pretrained:  # tied embeddings have two names
-            named = self.named_parameters(remove_duplicate=False)
-            unsaved = unsaved | {name for name, _ in named if name.startswith("untuned.")}
-        return unsaved

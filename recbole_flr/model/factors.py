@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from recbole_flr.contracts import LossPart
+
 REGULARISERS = ("orthogonality", "diversity", "sparsity")
 
 
@@ -133,7 +135,7 @@ def sparsity(alpha):
 
 
 class LossWeights(nn.Module):
-    """Adds the regularisers to the recommendation loss (eq. 8).
+    """Weighs the regularisers beside the recommendation loss (eq. 8).
 
     ``uncertainty``: lambda_i = exp(-s_i)/2 with s_i learned from 0, plus s_i/2 (Kendall et al., CVPR 2018), and
     s_i > -ln 2, so that lambda_i < 1 (see the top of this file).
@@ -160,11 +162,19 @@ class LossWeights(nn.Module):
             return {name: self.fixed[name] for name in self.names}
         return dict(zip(self.names, (-self.log_variance()).exp() / 2))
 
-    def forward(self, loss, regularisers):
-        """loss: scalar; regularisers: name -> scalar. Returns the total, a scalar."""
-        for name, weight in self.lambdas().items():
-            loss = loss + weight * regularisers[name]
-        return loss if self.unbounded is None else loss + self.log_variance().sum() / 2
+    def forward(self, regularisers):
+        """The regularisers as parts of the loss.
+
+        Args:
+            regularisers: name -> scalar; those that are not in use are left out.
+
+        Returns:
+            dict, name -> LossPart. With ``uncertainty`` the part `uncertainty` is the sum of s, of which Kendall adds half.
+        """
+        parts = {name: LossPart(regularisers[name], weight) for name, weight in self.lambdas().items()}
+        if self.unbounded is not None:
+            parts["uncertainty"] = LossPart(self.log_variance().sum(), 0.5)
+        return parts
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """LatentR3: Reinforced Latent Reasoning for LLM-based Recommendation (arXiv 2505.19092) as a RecBole model.
 
-One thought, one refinement: the prompt's last state asks, all of the prompt's states answer (the paper's LatentRATT layer,
-Gaussian noise on whose output is what its reinforcement stage explores), and what comes out stands before the title. The
-thought is not read by the backbone before it is made, so the prompt is read once and the title after it.
+There is one thought and no further refinement. The prompt's last state is the query of an attention over all states of the
+prompt (the paper's LatentRATT layer). The result is the thought, which stands before the title. The reinforcement stage adds
+Gaussian noise to it.
 """
 
 import math
@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from recbole_flr.model.factors import rotate
-from recbole_flr.model.generative import GenerativeRecommender
-from recbole_flr.model.reasoner import read_prompt
+from recbole_flr.model.reasoner import Thought
+from recbole_flr.model.writer import ThinkingWriter, item_attention
+from recbole_flr.training.reinforcement import LatentGRPO
 
 ROTARY_BASE = 1000.0  # as in the published code
 
@@ -31,8 +32,10 @@ class LatentAttention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
 
+    initial = None  # the thought is not read before it is made
+
     def attend(self, hidden, positions, mask):
-        """The thought.
+        """Make the thought.
 
         Args:
             hidden: [B, L, D].
@@ -50,24 +53,31 @@ class LatentAttention(nn.Module):
         attention = scores.masked_fill(~mask, float("-inf")).softmax(-1)
         return self.value((attention.unsqueeze(1) @ hidden).squeeze(1)), attention
 
+    def look(self, context):
+        """:meth:`attend` on a context."""
+        return self.attend(context.hidden.to(self.value.weight.dtype), context.positions, context.mask)
+
     def think(self, backbone, context):
-        """Context -> Reading, whose seed is the thought. Same contract as :meth:`Reasoner.think`."""
-        hidden = context.hidden.to(self.value.weight.dtype)
-        return context.reading(self.attend(hidden, context.positions, context.mask)[0])
-
-    def forward(self, backbone, embeddings, mask, use_cache=True):
-        """Read prompts and think. Same contract as :class:`recbole_flr.model.reasoner.Reasoner`."""
-        return self.think(backbone, read_prompt(backbone, embeddings, mask, use_cache)[0])
+        """Context -> Thought. Same contract as :meth:`recbole_flr.model.reasoner.Reasoner.think`."""
+        return Thought(context, self.look(context)[0])
 
 
-class LatentR3(GenerativeRecommender):
-    """The prompt's states are attended to once; the thought that comes out stands before the title.
+class LatentR3(ThinkingWriter):
+    """The thought attends to the prompt's states once and stands before the title.
 
     Args:
         config: see `properties/model/LatentR3.yaml`.
         dataset: RecBole training dataset.
     """
 
+    stages = (*ThinkingWriter.stages, LatentGRPO)
+
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.reasoner = LatentAttention(self.backbone.width)
+
+    def explain(self, interaction):
+        """As FLR's with K = 1: a weight of 1, and the attention to each item of the history."""
+        context = self.read_context(interaction)
+        attention = self.reasoner.look(context)[1].unsqueeze(1)
+        return attention.new_ones(len(attention), 1), item_attention(attention, context.item, interaction[self.ITEM_SEQ].shape[1])

@@ -1,13 +1,15 @@
-"""The refinement loop (eq. 2 of FLR, arXiv 2604.26760) over the prompt's key/value cache.
+"""Reading a prompt, and the refinement loop behind it (eq. 2 of FLR, arXiv 2604.26760).
 
-H^(n) = Phi(E^(n-1)); z^(n) from the factor attention on H^(n); the thought's embedding becomes z^(n); n = 1..N; the
-title is written after E^(N). The backbone is causal and the thought is last, so the prompt's hidden states never
-change: one pass of the prompt with its first thought, then N - 1 passes of one token, and z^(N) goes in front of the
-title. That is exactly N + 1 full passes, which `use_cache=False` really makes (the oracle of the tests, and the way to
-go with gradient checkpointing).
+The paper refines the thought N times: H^(n) = Phi(E^(n-1)), z^(n) comes from the factor attention on H^(n), and z^(n) becomes
+the thought's embedding for the next pass. The title is written after z^(N).
 
-:class:`Context` is a prompt that was read, without any thought: what it holds depends on the backbone alone, so where the
-backbone is frozen it carries no gradient and serves any number of thoughts.
+The backbone is causal and the thought comes last, so the hidden states of the prompt never change. One pass over the prompt and
+its first thought fills the key/value cache. Each later refinement is a pass over one token. The result is exactly that of N + 1
+full passes. Without a cache (`use_cache=False`) the full passes are really made: the tests compare with them, and gradient
+checkpointing needs them.
+
+A :class:`Context` is a prompt that has been read. It depends on the backbone alone. Where the backbone is frozen it carries no
+gradient and serves any number of thoughts.
 
 Shapes: B batch, L prompt tokens, D width.
 """
@@ -21,38 +23,19 @@ from recbole_flr.model.factors import FactorState
 
 
 @dataclass
-class Reading:
-    """A batch of prompts that the backbone has read, ready to be continued by titles.
-
-    Attributes:
-        cache: keys and values of the prompt, a pair [B, heads, L, d] for each layer; None without a cache.
-        mask: [B, L], True at real tokens.
-        length: [B], number of real tokens.
-        seed: [B, D], embedding that comes right before the title (a thought, or the prompt's last token), in the precision
-            of what made it.
-        state: the last factor step, where the model reasons with factors.
-        prefix: [B, L, D], embeddings of the prompt, where there is no cache.
-    """
-
-    cache: tuple | None
-    mask: torch.Tensor
-    length: torch.Tensor
-    seed: torch.Tensor
-    state: FactorState | None = None
-    prefix: torch.Tensor | None = None
-
-
-@dataclass
 class Context:
-    """A batch of prompts as the backbone left them, before any thought.
+    """A batch of prompts as the backbone read them.
 
     Attributes:
         hidden: [B, L, D], states after the last layer.
         mask: [B, L], True at real tokens.
         positions: [B, L], counted from the first real token.
-        length: [B], number of real tokens, which is the thought's position.
+        length: [B], number of real tokens, which is also the position of the thought.
         cache: keys and values, a pair [B, heads, L, d] for each layer; None without a cache.
         embeddings: [B, L, D] of the prompt's tokens.
+        item: [B, L], which item of the history (0 = oldest) a token belongs to, -1 for none; None if not known.
+        thought_state: [B, 1, D], state of the first thought, if it was read in the same pass.
+        unread: [B, D], embedding of the prompt's last token, if the model left it for the next pass.
     """
 
     hidden: torch.Tensor
@@ -61,9 +44,12 @@ class Context:
     length: torch.Tensor
     cache: tuple | None
     embeddings: torch.Tensor
+    item: torch.Tensor | None = None
+    thought_state: torch.Tensor | None = None
+    unread: torch.Tensor | None = None
 
-    def read_on(self, backbone, embedding):
-        """One more token behind the prompt: its embedding [B, D] -> its state [B, 1, D]."""
+    def read_token(self, backbone, embedding):
+        """Read one more token after the prompt: its embedding [B, D] -> its state [B, 1, D]. The context stays as it is."""
         mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
         position = self.length.unsqueeze(1)
         embedding = embedding.unsqueeze(1).to(self.embeddings.dtype)
@@ -72,38 +58,50 @@ class Context:
         positions = torch.cat([self.positions, position], dim=1)
         return backbone(torch.cat([self.embeddings, embedding], dim=1), mask, positions)[0][:, -1:]
 
-    def reading(self, thought, state=None):
-        """The prompt with a thought [B, D] behind it."""
-        prefix = self.embeddings if self.cache is None else None
-        return Reading(self.cache, self.mask, self.length, thought, state, prefix)
+
+@dataclass
+class Thought:
+    """What stands between a prompt and the title.
+
+    Attributes:
+        context: the prompts.
+        embedding: [B, D], comes right before the title, in the precision of the module that made it.
+        state: the last factor step, if the model reasons with factors.
+    """
+
+    context: Context
+    embedding: torch.Tensor
+    state: FactorState | None = None
 
 
-def read_prompt(backbone, embeddings, mask, use_cache=True, thought=None):
+def read_prompt(backbone, embeddings, mask, use_cache=True, first_thought=None):
     """Read prompts.
 
     Args:
         backbone: see :class:`recbole_flr.model.backbone.Backbone`.
         embeddings: [B, L, D] of the prompt's tokens.
         mask: [B, L], True at real tokens; padding may stand anywhere.
-        use_cache: whether to keep keys and values; without, each further pass reads the prompt again.
-        thought: [D], embedding of a first thought, to be read in the same pass.
+        use_cache: whether to keep keys and values; without them each further pass reads the prompt again.
+        first_thought: [D], embedding that is read behind the prompt in the same pass.
 
     Returns:
-        Context, and the state of the thought [B, 1, D] (None without one).
+        Context; its `thought_state` is set if there is a first thought.
     """
     batch, prompt_length, _ = embeddings.shape
     length = mask.sum(-1)
-    positions = (mask.long().cumsum(-1) - 1).clamp_min(0)  # padding gets a harmless one
+    positions = (mask.long().cumsum(-1) - 1).clamp_min(0)  # padding gets a harmless position
     read, visible, places = embeddings, mask, positions
-    if thought is not None:
-        read = torch.cat([embeddings, thought.to(embeddings.dtype).expand(batch, 1, -1)], dim=1)
+    if first_thought is not None:
+        read = torch.cat([embeddings, first_thought.to(embeddings.dtype).expand(batch, 1, -1)], dim=1)
         visible = torch.cat([mask, mask.new_ones(batch, 1)], dim=1)
         places = torch.cat([positions, length.unsqueeze(1)], dim=1)
     hidden, cache = backbone(read, visible, places, keep_cache=use_cache)
-    if use_cache and thought is not None:
+    if use_cache and first_thought is not None:
         cache = backbone.crop(cache, prompt_length)
-    context = Context(hidden[:, :prompt_length], mask, positions, length, cache if use_cache else None, embeddings)
-    return context, None if thought is None else hidden[:, prompt_length:]
+    return Context(
+        hidden[:, :prompt_length], mask, positions, length, cache if use_cache else None, embeddings,
+        thought_state=None if first_thought is None else hidden[:, prompt_length:],
+    )
 
 
 class Reasoner(nn.Module):
@@ -114,6 +112,9 @@ class Reasoner(nn.Module):
         width: D.
         num_refinements: N >= 1.
         attend_thought: whether the factors see the thought's own position. If not, z^(2) = z^(1) and N > 1 does nothing.
+
+    Attributes:
+        initial: [D], embedding of <|Thought|> before the first refinement.
     """
 
     def __init__(self, step, width, num_refinements, attend_thought=True):
@@ -121,24 +122,16 @@ class Reasoner(nn.Module):
         self.step = step
         self.num_refinements = num_refinements
         self.attend_thought = attend_thought
-        self.initial = nn.Parameter(torch.zeros(width))  # embedding of <|Thought|> before the first refinement
-
-    def forward(self, backbone, embeddings, mask, use_cache=True):
-        """Read prompts and think: the first thought is read with the prompt, in one pass. See :func:`read_prompt`.
-
-        Returns:
-            Reading, whose seed is z^(N).
-        """
-        context, last = read_prompt(backbone, embeddings, mask, use_cache, self.initial)
-        return self._refine(backbone, context, last)
+        self.initial = nn.Parameter(torch.zeros(width))
 
     def think(self, backbone, context):
-        """Think about prompts that were read before: N one-token passes. Context -> Reading, whose seed is z^(N)."""
-        initial = self.initial.expand(len(context.mask), -1)
-        return self._refine(backbone, context, context.read_on(backbone, initial))
+        """Refine the thought behind a prompt. Context -> Thought, whose embedding is z^(N).
 
-    def _refine(self, backbone, context, last):
-        """Context and the state of its first thought, [B, 1, D] -> Reading."""
+        The first thought needs a pass of its own only if it was not read with the prompt.
+        """
+        last = context.thought_state
+        if last is None:
+            last = context.read_token(backbone, self.initial.expand(len(context.mask), -1))
         dtype = self.initial.dtype  # the factors stay in their own precision when the backbone runs in bf16
         history = context.hidden.to(dtype)
         scores = self.step.scores(history, context.positions)
@@ -146,8 +139,8 @@ class Reasoner(nn.Module):
         state = None
         for _ in range(self.num_refinements):
             if state is not None:
-                last = context.read_on(backbone, state.thought)
+                last = context.read_token(backbone, state.thought)
             last = last.to(dtype)
             all_scores = torch.cat([scores, self.step.scores(last, context.length.unsqueeze(1))], dim=2)
             state = self.step(all_scores, history, last, visible)
-        return context.reading(state.thought, state)
+        return Thought(context, state.thought, state)

@@ -1,8 +1,8 @@
-"""A language model as the beam search sees it: one prompt cache a user, and a tree of title tokens behind it.
+"""A language model as the beam search sees it: one prompt cache per user, and a tree of title tokens behind it.
 
-The beams of a user are branches of one tree: each new token sees the prompt and its own ancestors. So the prompt's
-keys and values exist once a user, whatever the number of beams, and no cache is ever reordered (tree attention, as in
-SpecInfer, arXiv 2305.09781, there for verification).
+The beams of a user are branches of one tree. Each new token sees the prompt and its own ancestors. So the keys and values of
+the prompt exist once per user, whatever the number of beams, and no cache is ever reordered. This is the tree attention that
+SpecInfer (arXiv 2305.09781) uses for verification.
 
 Shapes: U users, L prompt tokens, S new tokens, C tokens of the tree so far, D width.
 """
@@ -11,27 +11,28 @@ import torch
 
 from recbole_flr.model.backbone import growing
 
-GROUPS = 4  # of users, in a pass whose tokens are not kept
+GROUPS = 4  # groups of users in a pass whose tokens are not kept
 
 
 class TreeDecoder:
-    """Implements :class:`recbole_flr.decoding.scoring.PrefixScorer` for a backbone and a Reading.
+    """Implements :class:`recbole_flr.decoding.scoring.PrefixScorer` for a backbone and a batch of thoughts.
 
     Attributes:
         hidden: [U, D], predicts the first title token.
     """
 
     @torch.no_grad()
-    def __init__(self, backbone, reading):
+    def __init__(self, backbone, thought):
         self.backbone = backbone
-        users = len(reading.mask)
-        if reading.cache is None:
-            raise ValueError("decoding needs a reading with a cache")
-        self.prompt_mask = torch.cat([reading.mask, reading.mask.new_ones(users, 1)], dim=1)
-        self.cache = growing(reading.cache)
-        hidden, _ = backbone(reading.seed.unsqueeze(1), self.prompt_mask, reading.length.unsqueeze(1), self.cache)
+        context = thought.context
+        users = len(context.mask)
+        if context.cache is None:
+            raise ValueError("decoding needs a context with a cache")
+        self.prompt_mask = torch.cat([context.mask, context.mask.new_ones(users, 1)], dim=1)
+        self.cache = growing(context.cache)
+        hidden, _ = backbone(thought.embedding.unsqueeze(1), self.prompt_mask, context.length.unsqueeze(1), self.cache)
         self.hidden = hidden[:, 0]
-        self.first_position = reading.length + 1
+        self.first_position = context.length + 1
         empty = torch.zeros(users, 0, dtype=torch.long, device=hidden.device)
         self.parents = empty
 
@@ -48,8 +49,8 @@ class TreeDecoder:
             parents: [U, S] slot of each token's predecessor (slots count from 0 in order of appending), -1 for the
                 prompt; may be a slot of this call that comes earlier.
             valid: [U, S]; False is padding, which takes up a slot and is seen by nothing.
-            last: nothing will be appended behind these tokens, so they take up no slots. Users are then read in groups that
-                have about as many, padding being on the right.
+            last: nothing will be appended behind these tokens, so they take up no slots. Users are then read in groups with
+                a similar number of tokens; the padding is on the right.
 
         Returns:
             [U, S, D].

@@ -1,7 +1,8 @@
-"""Checkpoints: one safetensors file with its JSON in the header, replaced in one step; nothing is ever unpickled.
+"""Checkpoints: a safetensors file with JSON in its header, replaced in one step. Nothing is ever unpickled.
 
-A run's folder holds `best.safetensors` (the weights that validation chose), `last.safetensors` (weights, optimizer and
-random states, to go on from), `run.json` (its options) and what else a model needs to be built again.
+The folder of a run holds `best.safetensors` (the weights that validation chose, with the validation ranks that they gave),
+`last.safetensors` (weights, optimizer and random states, from which the run can go on), `run.json` (its options), and what else
+a model needs to be built again. When the run ends, `result.json` and `ranks.npz` are added.
 """
 
 import json
@@ -26,6 +27,13 @@ def write_json(path, value):
     """Write JSON to a temporary name and move it into place."""
     temporary = Path(f"{path}.tmp")
     temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+    replace(temporary, path)
+
+
+def replace(temporary, path):
+    """Sync a file to the disk and move it into place, so that a kill leaves the old file or the new one."""
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -47,9 +55,7 @@ def write(path, tensors, meta):
         stored[name] = tensor.detach().contiguous().cpu()
     temporary = f"{path}.tmp"
     save_file(stored, temporary, {"json": json.dumps({"meta": meta, "aliases": aliases})})
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace(temporary, path)
 
 
 def link(path, name):
@@ -212,6 +218,19 @@ def unpack_other(tensors, meta):
     return other
 
 
+# validation ranks
+
+
+def pack_ranks(ranks):
+    """Arrays of :meth:`recbole_flr.evaluation.RankCollector.take_ranks` -> name -> tensor."""
+    return {f"ranks.{name}": torch.from_numpy(value) for name, value in ranks.items()}
+
+
+def unpack_ranks(tensors):
+    """Inverse of :func:`pack_ranks`."""
+    return {name[len("ranks."):]: value.numpy() for name, value in tensors.items() if name.startswith("ranks.")}
+
+
 # model
 
 
@@ -235,8 +254,8 @@ def check_data(meta, fingerprint, strict=True):
 
 
 def pack_model(model):
-    """Model -> (name -> tensor, JSON); leaves out what :meth:`unsaved_parameters` names."""
-    skipped = model.unsaved_parameters() if hasattr(model, "unsaved_parameters") else set()
+    """Model -> (name -> tensor, JSON); leaves out the `unsaved_parameters` of :class:`recbole_flr.contracts.Recommender`."""
+    skipped = model.unsaved_parameters
     tensors = {f"model.{name}": value for name, value in model.state_dict().items() if name not in skipped}
     other, meta = pack_other(model.other_parameter())
     return {**tensors, **other}, {"other": meta, "skipped": sorted(skipped)}
@@ -254,11 +273,11 @@ def unpack_model(model, tensors, meta):
     except RuntimeError as error:
         raise CheckpointError(f"the checkpoint does not fit the model that its options build (did the data set change?): "
                               f"{error}") from error
-    elsewhere = model.unsaved_parameters() if hasattr(model, "unsaved_parameters") else set()
+    elsewhere = set(model.unsaved_parameters)
     lacking = set(missing) - set(meta["skipped"]) - elsewhere
     if lacking or unexpected:
         raise CheckpointError(f"the checkpoint does not fit the model: missing {sorted(lacking)[:3]}, unexpected "
                               f"{list(unexpected)[:3]}; its options (run.json beside it) say which model it is of")
     if elsewhere:
-        model.keep_saving(set(elsewhere) - set(missing))
+        model.keep_saving(elsewhere - set(missing))
     model.load_other_parameter(unpack_other(tensors, meta["other"]))

@@ -6,7 +6,7 @@ arXiv 2503.14476.
 A group is one prompt with G members, who differ by the noise on the thought; the first has none. What they write is given:
 the next item's title y. Nothing is sampled from the language model, so a member is scored by one pass over y.
 
-Shapes: B prompts, G members, T title tokens, n labelled positions of all titles, V vocabulary, D width.
+Shapes: B prompts, G members, T steps of the target (title tokens), D width.
 """
 
 import torch
@@ -43,23 +43,6 @@ def perturb(thought, group_size, scale, relative=True, generator=None):
 def mean_log_prob(log_probs, mask):
     """Mean log-probability of each member's title: [B, G, T] and [B, T] -> [B, G]."""
     return (log_probs * mask.unsqueeze(1)).sum(-1) / mask.sum(-1, keepdim=True)
-
-
-def best_children(logits, target, position, token):
-    """Whether each target is what greedy decoding under the trie takes there. Of equals it takes the lower token id.
-
-    Args:
-        logits: [n, G, V].
-        target: [n], token ids.
-        position, token: [E], all children that the trie allows: which of the n, and the token id.
-
-    Returns:
-        [n, G] bool.
-    """
-    own = logits.gather(-1, target[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(-1)[position]  # [E, G]
-    other = logits[position, :, token]
-    beaten = (other > own) | ((other == own) & (token < target[position]).unsqueeze(-1))
-    return torch.zeros_like(logits[..., 0]).index_add(0, position, beaten.to(logits.dtype)) == 0
 
 
 def reward(log_probs, match, mask, confidence_weight=0.1, match_weight=1.0):

@@ -1,0 +1,166 @@
+"""What the plug-in asks of a model beyond RecBole's own interface, and what a model declares about itself.
+
+- :class:`Recommender`: every model that runs here. Its defaults fit RecBole's own models, which declare nothing.
+- :class:`Thinker`: a model with a thought. The reinforcement stage needs this contract and nothing else.
+- :class:`LossPart`: one named, weighted part of a loss.
+
+Models that write titles share :class:`recbole_flr.model.writer.Writer`; a stage of the training is a
+:class:`recbole_flr.training.stage.Stage`. Code reads these declarations; it never asks with `hasattr` what a model is.
+
+Shapes: B batch, G thoughts of a prompt, T steps of a target (the tokens of a title; 1 if items are scored at once), D width.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class LossPart:
+    """One part of a loss. The total is the sum of weight * value over all parts.
+
+    Attributes:
+        value: scalar tensor.
+        weight: number, or scalar tensor if it is learned.
+    """
+
+    value: torch.Tensor
+    weight: torch.Tensor | float = 1.0
+
+    @property
+    def has_weight(self):
+        """Whether the weight is anything but the number 1."""
+        return isinstance(self.weight, torch.Tensor) or self.weight != 1
+
+    @property
+    def weighted(self):
+        """weight * value, a scalar tensor."""
+        return self.weight * self.value if self.has_weight else self.value
+
+
+def total_loss(parts):
+    """Sum of the weighted parts, in their order: name -> LossPart to a scalar tensor."""
+    first, *others = parts.values()
+    total = first.weighted
+    for part in others:
+        total = total + part.weighted
+    return total
+
+
+class Recommender:
+    """Mixin for a class with RecBole's model interface (`calculate_loss`, `predict`, `full_sort_predict`).
+
+    Attributes:
+        weights_depend_on_item_ids: whether a weight belongs to an item id, as in an item embedding. Such a model refuses to
+            load when the data set's items have changed. A model that reads and writes titles sets this to False.
+        stages: subclasses of :class:`recbole_flr.training.stage.Stage` in the order in which they run. If there are none,
+            RecBole's own trainer trains the model in one piece.
+        catalog: :class:`recbole_flr.data.catalog.Catalog`, if the model has read the items' titles.
+        unsaved_parameters: names of parameters that need no place in a checkpoint, because they are loaded from elsewhere.
+    """
+
+    weights_depend_on_item_ids = True
+    stages = ()
+    catalog = None
+    unsaved_parameters = frozenset()
+
+    def title_groups(self):
+        """[n_items] int64, equal for items of equal title, 0 for padding; None: read them from the data set."""
+        return None if self.catalog is None else self.catalog.title_ids
+
+    def save_files(self, folder):
+        """Write what is needed beside the weights to build the model again, such as a tokenizer."""
+
+    def keep_saving(self, names):
+        """A checkpoint brought values for some of `unsaved_parameters`: later checkpoints must hold these too."""
+        self.unsaved_parameters = frozenset(self.unsaved_parameters) - set(names)
+
+    def most_items(self):
+        """How many items the model can rank for a user; None if it can rank all."""
+        return None
+
+    def best_scores(self, interaction, k):
+        """Scores of all items, of which only the best k must be right: [B, n_items]."""
+        return self.full_sort_predict(interaction).view(len(interaction), -1)
+
+    def explain(self, interaction):
+        """What the model looked at. None if it cannot say, else what :meth:`Thinker.explain` returns."""
+        return None
+
+
+class Thinker(Recommender, ABC):
+    """A model that makes a thought from what it read, and scores a target after a thought.
+
+    Attributes:
+        reasoner: the module that makes the thought. The reinforcement stage keeps a copy of it as the reference.
+    """
+
+    @abstractmethod
+    def read_context(self, interaction, prompt_only=False):
+        """Read the histories of a batch. Every stage, decoding and `explain` read with this method.
+
+        Args:
+            interaction: RecBole batch.
+            prompt_only: the context must depend on the encoder alone (not on the reasoner) and serve several thoughts.
+
+        Returns:
+            What :meth:`think` takes.
+        """
+
+    @abstractmethod
+    def think(self, context, reasoner=None):
+        """Make a thought.
+
+        Args:
+            context: from :meth:`read_context`.
+            reasoner: another copy of the reasoner, such as the reference.
+
+        Returns:
+            an object with the thought's `embedding` [B, D].
+        """
+
+    @abstractmethod
+    def score_target(self, context, thoughts, target, greedy=False):
+        """Score each row's target item after each of several thoughts, which share the context.
+
+        Args:
+            context: from :meth:`read_context` with ``prompt_only=True``.
+            thoughts: [B, G, D].
+            target: [B] item ids.
+            greedy: whether `match` is wanted.
+
+        Returns:
+            :class:`TargetScores`.
+        """
+
+    @abstractmethod
+    def own_losses(self, thought, target):
+        """The model's own terms of the loss, such as regularisers.
+
+        Args:
+            thought: from :meth:`think`.
+            target: [B] item ids.
+
+        Returns:
+            dict, name -> LossPart.
+        """
+
+    @abstractmethod
+    def freeze_encoder(self):
+        """From now on only the reasoner and the weights of `own_losses` are trained."""
+
+
+@dataclass
+class TargetScores:
+    """How likely the target is after each thought.
+
+    Attributes:
+        log_probs: [B, G, T], log-probability of each step of the target, 0 at padding.
+        mask: [B, T], True at real steps.
+        match: [B, G] bool, whether the model's first choice after the thought is the target; None if not asked for.
+    """
+
+    log_probs: torch.Tensor
+    mask: torch.Tensor
+    match: torch.Tensor | None = None

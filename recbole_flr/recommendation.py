@@ -1,0 +1,87 @@
+"""Recommend the next items for a history, and say what the model looked at."""
+
+import difflib
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
+
+from recbole_flr.data.catalog import Catalog
+from recbole_flr.errors import ConfigError, DataError
+from recbole_flr.quick_start import load_data_and_model
+
+
+def resolve_items(dataset, catalog, history):
+    """Titles or item ids -> internal item ids. A text that is both counts as an id; a title of several items stands for the most
+    popular one.
+
+    Raises:
+        DataError: for an unknown entry; it names the nearest title.
+    """
+    by_token = dataset.field2token_id[dataset.iid_field]
+    by_text = {catalog.titles[item]: item for item in reversed(catalog.by_popularity().tolist())}
+    by_text.update({text: item for item, text in enumerate(catalog.texts) if item})
+    items = []
+    for entry in history:
+        item = by_token.get(str(entry)) or by_text.get(str(entry))
+        if not item:
+            near = difflib.get_close_matches(str(entry), catalog.titles[1:], n=1, cutoff=0.0)
+            raise DataError(f"history: found {entry!r}, which is neither an item id nor a title of the catalogue; "
+                            f"the nearest title is {near[0]!r}")
+        items.append(item)
+    return items
+
+
+@torch.no_grad()
+def recommend(checkpoint, history, k=10, config_dict=None):
+    """Recommend the next items, and say what the model looked at.
+
+    Args:
+        checkpoint: folder of a run, or what :func:`load_data_and_model` returned (to load once and ask often).
+        history: titles or item ids, oldest first; the latest MAX_ITEM_LIST_LENGTH count.
+        k: how many items. A model that writes titles with beams reaches at most as many as there are beams.
+        config_dict: options to change when loading.
+
+    Returns:
+        dict with ``items``: [{item, title, score}], best first, where score is the title's log-probability (RecBole's models:
+        their score), and ``factors``: [{weight, history: [{item, title, attention}]}], one for each factor of the last
+        refinement (empty for models without a thought).
+
+    Raises:
+        DataError: for an empty history or an unknown item.
+        ConfigError: if k is below 1, or more than there are beams or items.
+    """
+    loaded = checkpoint if isinstance(checkpoint, tuple) else load_data_and_model(checkpoint, config_dict)
+    config, model, dataset, train_data = loaded[:4]
+    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+        raise ConfigError(f"recommend: found a {config['model']}, expected a sequential model, which reads a history")
+    if model.catalog is None:
+        model.catalog = Catalog.from_dataset(config, train_data._dataset)
+    catalog = model.catalog
+    most = min(len(catalog) - 1, model.most_items() or len(catalog))
+    if not 1 <= k <= most:
+        raise ConfigError(f"k: found {k}, expected 1 to {most} (num_beams and the catalogue bound it)")
+    if not history:
+        raise DataError("history: found none, expected at least one title or item id")
+    items = resolve_items(dataset, catalog, history)[-config["MAX_ITEM_LIST_LENGTH"]:]
+    padded = items + [0] * (config["MAX_ITEM_LIST_LENGTH"] - len(items))
+    interaction = Interaction({
+        model.ITEM_SEQ: torch.tensor([padded]), model.ITEM_SEQ_LEN: torch.tensor([len(items)]),
+        model.USER_ID: torch.zeros(1, dtype=torch.long), model.ITEM_ID: torch.zeros(1, dtype=torch.long),
+    }).to(config["device"])
+    scores = model.best_scores(interaction, k)[0].cpu()
+    scores[0] = -torch.inf
+    best = scores.topk(k)
+
+    def name(item):
+        return {"item": str(dataset.field2id_token[dataset.iid_field][item]), "title": catalog.titles[item]}
+
+    answer = {"items": [{**name(item), "score": score} for item, score in
+                        zip(best.indices.tolist(), best.values.tolist()) if score > -torch.inf], "factors": []}
+    explained = model.explain(interaction)
+    if explained is not None:
+        alpha, attention = explained
+        for weight, shares in zip(alpha[0].tolist(), attention[0].tolist()):
+            looked = [{**name(item), "attention": share} for item, share in zip(items, shares)]
+            answer["factors"].append({"weight": weight, "history": sorted(looked, key=lambda e: -e["attention"])})
+    return answer
