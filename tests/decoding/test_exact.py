@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 from conftest import draw_weights
-from helpers_decoding import BUSHY, CATALOGUE, END, SCORE, TOKEN, Model, Scorer, path_of_leaves, title_score
+from helpers_decoding import BUSHY, CATALOGUE, END, SCORE, TOKEN, Model, Recurrent, Scorer, path_of_leaves, title_score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_flr.decoding import Trie, beam_search, exact_search, item_scores
+from recbole_flr.decoding import Trie, beam_search, item_scores
+from recbole_flr.decoding.exact import exact_search
 from recbole_flr.errors import ConfigError, FLRError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,10 +36,6 @@ def check(beams, trie, model, titles, top, score, length_penalty=0.0):
         assert len(set(found)) == len(found) == min(top, len(expected))
         places = list(zip([-score for score in scores], beams.nodes[user].tolist()))
         assert places == sorted(places)  # equal scores in the order of leaves
-
-
-def tokens_asked(scorer):
-    return sum(int(valid.sum()) for valid in scorer.usable)
 
 
 @settings(deadline=None, max_examples=150)
@@ -103,7 +100,7 @@ def test_asks_no_more_than_any_search_that_is_sure(score, top):
             one_before = sum(title[: len(prefix) - 1] == list(prefix[:-1]) for title in titles) == 1
             if title_score(scorer.model, 0, titles_as(titles), prefix, score) > last and not one_before:
                 expected += (len(below[0]) - len(prefix) if score == "full" else 0) if len(below) == 1 else 1
-        assert tokens_asked(scorer) == expected
+        assert sum(scorer.asked) == expected
 
 
 def titles_as(titles):
@@ -120,8 +117,7 @@ def test_users_do_not_change_one_another():
         alone = exact_search(scorer, trie, 4, width=2)
         assert beams.nodes[user].tolist() == alone.nodes[0].tolist()
         torch.testing.assert_close(beams.scores[user], alone.scores[0])
-        asked = sum(int(valid[user]) for valid in together.usable)
-        assert asked == tokens_asked(scorer)  # whoever is done asks for nothing
+        assert together.asked[user] == scorer.asked[0]  # whoever is done asks for nothing
         rounds.add(len(scorer.calls))
     assert len(rounds) > 1 and len(together.calls) == max(rounds)
 
@@ -131,13 +127,14 @@ def test_stops_early_on_a_sure_model(score):
     model, trie = Model(3, users=2, sharpness=8.0), Trie.build(DEEP)
     scorer = Scorer(model)
     check(exact_search(scorer, trie, 3, score=score, width=2), trie, model, DEEP, 3, score)
-    assert 0 < tokens_asked(scorer) < 2 * trie.num_nodes / 10
+    assert 0 < sum(scorer.asked) < 2 * trie.num_nodes / 10
 
 
-class Lookup:
+class Lookup(Recurrent):
     """A model that knows its logits by prefix; the prefix is the state, as a number to base 16."""
 
     def __init__(self, chances, vocabulary):
+        super().__init__()
         self.chances, self.vocabulary, self.prompt = chances, vocabulary, torch.zeros(1, 1, dtype=torch.float64)
 
     def step(self, state, token):
@@ -201,7 +198,7 @@ def test_the_bound_knows_the_lengths_below_a_node(length_penalty):
         trie = Trie.build(titles)
         beams = exact_search(scorer, trie, 3, length_penalty=length_penalty, width=1)
         check(beams, trie, scorer.model, titles, 3, "full", length_penalty)
-        asked.append(tokens_asked(scorer))
+        asked.append(sum(scorer.asked))
     assert asked[1] <= asked[0] + 62
 
 
