@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from recbole_flr.decoding.beam import Beams, item_scores
+from recbole_flr.decoding import Beams, item_scores
 from recbole_flr.model.generative import GenerativeRecommender
 from recbole_flr.model.reasoner import read_prompt
 

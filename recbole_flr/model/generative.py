@@ -11,10 +11,10 @@ from recbole.utils import InputType
 from torch import nn
 
 from recbole_flr.data.catalog import Catalog
-from recbole_flr.data.collate import IGNORE, Collator
-from recbole_flr.data.prompt import Template
-from recbole_flr.decoding.beam import beam_search, item_scores
+from recbole_flr.data.prompt import IGNORE, Collator, Template
+from recbole_flr.decoding.beam import beam_search
 from recbole_flr.decoding.exact import exact_search
+from recbole_flr.decoding.items import item_scores
 from recbole_flr.decoding.trie import Trie
 from recbole_flr.errors import ConfigError
 from recbole_flr.model.backbone import build_backbone
@@ -60,7 +60,7 @@ class GenerativeRecommender(SequentialRecommender):
         self.length_penalty = config["length_penalty"]
         self.exact = config["decode"] == "exact"
         self.top = max(config["topk"])  # what decoding is asked for; see :meth:`decode`
-        self.enough = self.catalog.texts_of_titles(self.top) if config["title_metrics"] else self.top
+        self.enough = self.catalog.texts_to_cover(self.top) if config["title_metrics"] else self.top
         self.use_cache = not config["gradient_checkpointing"]
 
     # reading

@@ -15,7 +15,7 @@ GROUPS = 4  # of users, in a pass whose tokens are not kept
 
 
 class TreeDecoder:
-    """Implements :class:`recbole_flr.decoding.scoring.PrefixScorer` for a backbone and a Reading.
+    """Implements :class:`recbole_flr.decoding.scorer.PrefixScorer` for a backbone and a Reading.
 
     Attributes:
         hidden: [U, D], predicts the first title token.

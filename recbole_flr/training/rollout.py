@@ -16,7 +16,7 @@ import torch
 from recbole.utils import set_color
 from tqdm import tqdm
 
-from recbole_flr.data.collate import IGNORE
+from recbole_flr.data.prompt import IGNORE
 from recbole_flr.errors import ConfigError
 from recbole_flr.model.reasoner import Context, read_prompt
 from recbole_flr.training import grpo
