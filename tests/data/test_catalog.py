@@ -1,3 +1,5 @@
+"""Titles from the file to the model's texts: hostile titles, repeated titles, missing titles and columns."""
+
 import itertools
 import logging
 from collections import Counter

@@ -1,3 +1,5 @@
+"""User sequences are rebuilt from training rows, cut into pieces, and packed: against plain Python."""
+
 import itertools
 import math
 from collections import Counter
