@@ -37,14 +37,16 @@ from tabulate import tabulate
 from benchmarks.harness import in_turns, parser, spread, surroundings, write_json
 from benchmarks.made_up import build_model, histories, interaction, shop_titles, warm_up, write_dataset
 from benchmarks.scale import check_scores
-from recbole_flr.decoding import Trie, scoring
+from recbole_flr.decoding import Trie
+from recbole_flr.decoding import scorer as scoring
+from recbole_flr.decoding.finished import BestTitles
 from recbole_flr.model.bigrec import BIGRec
 from recbole_flr.model.flr import FLR
 from recbole_flr.model.tree import TreeDecoder
 
 TOLERANCE = 1e-4  # of scores in float32, relative
 PARTS = {  # of `decode`: functions, of the backbone (None) and others
-    "language model": [(None, "forward"), (None, "logits"), (scoring, "normaliser")],
+    "language model": [(None, "forward"), (None, "logits"), (scoring, "log_normaliser")],
     "trie": [(Trie, name) for name in ("edges", "tokens", "nodes", "own_tokens", "tails")],
 }
 CHECKED = 8  # users whose scores are compared with full passes
@@ -80,7 +82,7 @@ def textbook(model, batch):
     """
     scorer, trie, beams = TreeDecoder(model.backbone, model.read_history(batch)), model.trie, model.num_beams
     users = len(scorer.hidden)
-    done = scoring.Best(users, beams, scorer.hidden.dtype, scorer.hidden.device)
+    best = BestTitles(users, beams, scorer.hidden.dtype, scorer.hidden.device)
     node = torch.zeros(users, 1, dtype=torch.long)
     total, slot, hidden, slots = torch.zeros(users, 1), node - 1, scorer.hidden.unsqueeze(1), 0
     user = torch.arange(users).unsqueeze(1)
@@ -93,13 +95,13 @@ def textbook(model, batch):
         node = trie.nodes(edge)
         ends = (trie.tail_length[node] == 0) & (total > -torch.inf)
         row, place = ends[:, :beams].nonzero(as_tuple=True)
-        done.add(row, total[row, place], node[row, place])
+        best.add(row, total[row, place], node[row, place])
         total = total.masked_fill(ends, -torch.inf)
         total, kept = total.topk(min(beams, total.shape[1]), dim=1)
         node, edge, slot = (x.gather(1, kept) for x in (node, edge, slot))
-        runs = done.beaten_by(user.expand_as(node), total, node)
+        runs = best.may_enter(user.expand_as(node), total, node)
         if not runs.any():
-            return done.beams()
+            return best.beams()
         hidden = scorer.extend(trie.tokens(edge), slot, torch.ones_like(runs))
         slot = torch.arange(slots, slots + node.shape[1]).expand_as(node)
         slots += node.shape[1]

@@ -23,8 +23,9 @@ import torch
 from tabulate import tabulate
 
 from benchmarks.harness import at_least, in_turns, parser, spread, surroundings, write_json
-from recbole_flr.decoding import beam_search, exact_search
-from recbole_flr.decoding.scoring import SCORES
+from recbole_flr.decoding import beam_search
+from recbole_flr.decoding.exact import exact_search
+from recbole_flr.decoding.scorer import SCORES
 from recbole_flr.errors import FLRError
 from recbole_flr.model.tree import TreeDecoder
 from recbole_flr.quick_start import load_data_and_model

@@ -20,9 +20,9 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from benchmarks.harness import add_device, check_device, parser
 from recbole_flr.config import Config
-from recbole_flr.data.collate import IGNORE
 from recbole_flr.data.loading import load_dataset, split
 from recbole_flr.data.packing import Packed
+from recbole_flr.data.prompt import IGNORE
 from recbole_flr.model.backbone import END_OF_TITLE, PAD, START, THOUGHT
 
 _SPLIT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}

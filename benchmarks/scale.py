@@ -47,14 +47,13 @@ from benchmarks.harness import in_fresh_process, in_turns, parser, peak, spread,
 from benchmarks.made_up import (
     build_model, histories, interaction, language_model_loss, shop_titles, warm_up, write_dataset,
 )  # fmt: skip
-from recbole_flr.data.catalog import Catalog, Tokens
-from recbole_flr.data.collate import IGNORE, Collator
-from recbole_flr.data.prompt import Template
-from recbole_flr.decoding.beam import beam_search, item_scores
-from recbole_flr.decoding.trie import Trie
+from recbole_flr.data.catalog import Catalog
+from recbole_flr.data.prompt import IGNORE, Collator, Template
+from recbole_flr.decoding import Trie, beam_search, item_scores
 from recbole_flr.model.backbone import Backbone, compact_lm, load_tokenizer, train_tokenizer
 from recbole_flr.model.flr import FLR
 from recbole_flr.model.tree import TreeDecoder
+from recbole_flr.ragged import RaggedRows
 
 SAMPLE = 10_000  # titles from which the tokenizer and the model learn; also what the other sizes are compared with
 VOCABULARY, LONGEST = 4000, 64  # compact_vocab_size and max_title_tokens of properties/generative.yaml
@@ -78,7 +77,7 @@ class Shop:
     steps: dict
 
     def entries(self):
-        """What Trie.build takes: (flat tokens, offsets), items."""
+        """The arguments of Trie.build: titles (RaggedRows) and items (numpy), the most popular first."""
         return self.collator.titles.take(self.items), self.items.numpy()
 
 
@@ -122,7 +121,7 @@ def prepare(folder, size):
 def load(folder, size):
     """Shop that :func:`prepare` wrote."""
     with np.load(folder / f"{size}.npz") as found:
-        ragged = lambda flat, start: Tokens(torch.from_numpy(found[flat]), torch.from_numpy(found[start]))
+        ragged = lambda flat, start: RaggedRows(torch.from_numpy(found[flat]), torch.from_numpy(found[start]))
         collator = Collator(ragged("flat", "start"), ragged("chunks", "chunk_start"), int(found["pad"]))
         steps = {str(name): [float(s), int(b)] for name, (s, b) in zip(found["steps"], found["figures"])}
         return Shop(collator, torch.from_numpy(found["items"]), steps)
@@ -141,8 +140,12 @@ def build_memory(folder, size):
 # equality: the trie
 
 
-def check_trie(trie, tokens, offsets, items):
-    """Compare a trie with its titles: flat tokens, offsets [N + 1] and items [N], as given to Trie.build.
+def check_trie(trie, titles, items):
+    """Compare a trie with its titles.
+
+    Args:
+        trie: Trie.
+        titles, items: the arguments of Trie.build, as RaggedRows and a numpy array [N].
 
     Returns:
         number of nodes; of leaves, which is that of distinct titles; of nodes behind which titles still branch.
@@ -150,6 +153,7 @@ def check_trie(trie, tokens, offsets, items):
     Raises:
         AssertionError: if they do not belong together.
     """
+    tokens, offsets = titles.flat.numpy(), titles.start.numpy()
     array = {field.name: getattr(trie, field.name).numpy().astype(np.int64) for field in fields(trie)}
     width, count, size = int(tokens.max()) + 1, trie.num_nodes, len(items)
     parent = np.repeat(np.arange(count), np.diff(array["first_child"]))
@@ -187,9 +191,9 @@ def check_trie(trie, tokens, offsets, items):
     _require(leaves == distinct, f"it has {leaves} leaves for {distinct} distinct titles")
 
     low, high = np.full(count, count), np.full(count, -1)  # of the leaves behind a node
-    for titles, nodes in [(np.arange(size), np.zeros(size, np.int32)), *path]:
-        np.minimum.at(low, nodes, node[titles])
-        np.maximum.at(high, nodes, node[titles])
+    for entries, nodes in [(np.arange(size), np.zeros(size, np.int32)), *path]:
+        np.minimum.at(low, nodes, node[entries])
+        np.maximum.at(high, nodes, node[entries])
     tail = np.where(low == high, depth_of[low] - depth_of, -1)
     _require(np.array_equal(array["tail_length"], tail), "a tail is not where one title is left")
     one = tail >= 0
@@ -398,16 +402,16 @@ def measure(given, arguments, folder):
     entries = {size: shop.entries() for size, shop in shops.items()}
     seconds = in_turns({size: partial(Trie.build, *entries[size]) for size in given.sizes}, given.repeats)
     tries, results = {}, []
-    for size, ((flat, offsets), items) in entries.items():
-        tries[size] = trie = Trie.build((flat, offsets), items)
-        nodes, leaves, branching = check_trie(trie, flat, offsets, items)
+    for size, (titles, items) in entries.items():
+        tries[size] = trie = Trie.build(titles, items)
+        nodes, leaves, branching = check_trie(trie, titles, items)
         if size == given.sizes[0]:
-            check_against_dicts(trie, np.split(flat, offsets[1:-1]), items)
+            check_against_dicts(trie, [titles.row(number) for number in range(size)], items)
         degree = trie.first_child.diff()
         results.append({
-            "titles": size, "tokens": len(flat), "longest": int(np.diff(offsets).max()), "nodes": nodes, "leaves": leaves,
+            "titles": size, "tokens": len(titles.flat), "longest": int(titles.lengths().max()), "nodes": nodes, "leaves": leaves,
             "branching_nodes": branching, "children_of_root": int(degree[0]), "most_children": int(degree.max()),
-            "input_bytes": flat.nbytes + offsets.nbytes + items.nbytes, "build_seconds": seconds[size],
+            "input_bytes": titles.flat.nbytes + titles.start.nbytes + items.nbytes, "build_seconds": seconds[size],
             "build_peak_bytes": memory[size], "trie_bytes": sum(getattr(trie, f.name).nbytes for f in fields(trie)),
             "preparation": shops[size].steps, "decoding": {},
         })  # fmt: skip

@@ -41,7 +41,7 @@ from torch import nn
 
 from benchmarks.harness import in_fresh_process, in_turns, peak, spread, start_peak, surroundings, write_json
 from benchmarks.made_up import batch, build, continued, in_float64, parse_sizes, think
-from recbole_flr.data.collate import IGNORE
+from recbole_flr.data.prompt import IGNORE
 from recbole_flr.model.bigrec import BIGRec
 from recbole_flr.model.flr import FLR
 

@@ -8,8 +8,7 @@ from recbole.utils import ModelType, get_environment, init_seed, set_color
 from recbole_flr import registry
 from recbole_flr.config import Config
 from recbole_flr.console import FILE_ONLY, log_file, no_foreign_warnings, open_log
-from recbole_flr.data.catalog import Catalog
-from recbole_flr.data.loading import load_dataset, split
+from recbole_flr.data.loading import load_dataset, read_titles, split, title_groups
 from recbole_flr.errors import ConfigError, DataError
 from recbole_flr.evaluation import metrics_table
 from recbole_flr.result import RESULT, describe_result, describe_run, differing_options, duration, write_ranks
@@ -52,7 +51,7 @@ def _title_groups(config, model, dataset):
     if groups is not None:
         return groups
     try:
-        return Catalog.from_dataset(config, dataset).title_ids
+        return title_groups(read_titles(config, dataset)[0])
     except DataError as error:
         getLogger().info(f"No title-level metrics: {error}")
         return None

@@ -7,9 +7,8 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_flr.config import Config
-from recbole_flr.data.catalog import Tokens
-from recbole_flr.data.collate import Collator
-from recbole_flr.data.prompt import Template
+from recbole_flr.data.prompt import Collator, Template
+from recbole_flr.ragged import RaggedRows
 
 BENCHMARK = {
     "benchmark_filename": ["train", "valid", "test"],
@@ -56,15 +55,15 @@ def make_config(root, model="SASRec", name="mini", **options):
 
 
 def random_tokens(rng, rows, longest=5, first=10, least=1):
-    """Tokens with rows of `least` to `longest` random ids, and the same as a list of lists; row 0 is empty."""
+    """RaggedRows with rows of `least` to `longest` random ids, and the same as a list of lists; row 0 is empty."""
     lists = [[]] + [rng.integers(first, 1000, size=rng.integers(least, longest + 1)).tolist() for _ in range(rows - 1)]
-    return Tokens.of(lists), lists
+    return RaggedRows.of(lists), lists
 
 
 def make_collator(titles, head=(1,), tail=(), pad=0):
     """A Collator whose chunks are the titles themselves. titles: list of lists, row 0 is padding."""
-    chunks = Tokens.of([*titles, list(head), list(tail)])
-    return Collator(Tokens.of(titles), chunks, pad)
+    chunks = RaggedRows.of([*titles, list(head), list(tail)])
+    return Collator(RaggedRows.of(titles), chunks, pad)
 
 
 def training_set(sequences, max_history):
@@ -107,4 +106,4 @@ def tiny_backbone(tokenizer):
 def chunks_of(backbone, texts, template, max_tokens=1000):
     """Template.chunks for plain texts (index 0 is padding), as the catalogue would tokenise them."""
     rows = [row[:max_tokens] + [backbone.end_id] for row in backbone.encode(texts[1:])]
-    return Template.chunks(template, backbone, Tokens.of([[], *rows]))
+    return Template.chunks(template, backbone, RaggedRows.of([[], *rows]))

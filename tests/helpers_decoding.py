@@ -1,4 +1,4 @@
-"""A small random recurrent model in float64 in the place of a language model, and every title's score by plain Python."""
+"""A small random recurrent model in the place of a language model, and every title's score by plain Python."""
 
 import math
 
@@ -13,10 +13,37 @@ SCORE = st.sampled_from(["full", "trie"])
 BUSHY = [[a, b, c, END] for a in (1, 2, 3) for b in (1, 2, 3) for c in (1, 2)]
 
 
-class Model:
+class Recurrent:
+    """A recurrent model that computes the state behind each prefix once, as the oracle and every search ask for the same ones.
+
+    Subclasses have `prompt` [users, D], `step(state [D], token)` and `logits(state [..., D])`. Change the weights of a model
+    only before it is first asked for a state.
+    """
+
+    def __init__(self):
+        self.states, self.oracle_logits = {}, {}
+
+    def state(self, user, path):
+        """The state [D] of a user behind the prompt and the tokens of `path` (a tuple)."""
+        found = self.states.get((user, path))
+        if found is None:
+            found = self.step(self.state(user, path[:-1]), path[-1]) if path else self.prompt[user]
+            self.states[user, path] = found
+        return found
+
+    def logits_behind(self, user, path):
+        """The logits behind a prefix as a list, from its state alone: what the oracle compares a search with."""
+        found = self.oracle_logits.get((user, path))
+        if found is None:
+            found = self.oracle_logits[user, path] = self.logits(self.state(user, path)).tolist()
+        return found
+
+
+class Model(Recurrent):
     """Next state = tanh(state A + token's embedding): it depends on the whole chain of ancestors, in order."""
 
     def __init__(self, seed=0, users=1, sharpness=2.0, dtype=torch.float64):
+        super().__init__()
         make = torch.Generator().manual_seed(seed)
         self.carry = torch.randn(WIDTH, WIDTH, generator=make, dtype=dtype)
         self.embedding = torch.randn(VOCAB, WIDTH, generator=make, dtype=dtype)
@@ -31,11 +58,20 @@ class Model:
 
 
 class Scorer:
-    """PrefixScorer over a model; checks what it is called with, and gives padding NaN, which must never be used."""
+    """PrefixScorer over a model. It checks how it is called, and gives padding NaN as its state, which must never be used.
+
+    Attributes:
+        calls: width of each call of `extend`.
+        rows: positions of each call of `logits`.
+        asked: for each user, how many tokens were asked for.
+    """
 
     def __init__(self, model, users=slice(None)):
         self.model, self.hidden = model, model.prompt[users]
-        self.slots, self.usable, self.calls, self.rows, self.asked, self.ended = [], [], [], [], 0, False
+        self.users = range(len(model.prompt))[users]
+        self.paths = [[] for _ in self.users]  # of each user and slot; None for padding
+        self.padding = torch.full_like(self.hidden[0], math.nan)
+        self.calls, self.rows, self.asked, self.ended = [], [], [0] * len(self.users), False
 
     def extend(self, tokens, parents, valid, last=False):
         assert tokens.dtype == parents.dtype == torch.int64 and valid.dtype == torch.bool
@@ -47,23 +83,19 @@ class Scorer:
         assert not self.ended or last
         self.ended |= last
         self.calls.append(tokens.shape[1])
-        before = len(self.slots)
-        for column in range(tokens.shape[1]):
-            states = []
-            for user in range(len(tokens)):
-                parent = int(parents[user, column])
-                assert -1 <= parent < len(self.slots)
-                state = self.hidden[user] if parent < 0 else self.slots[parent][user]
-                if valid[user, column]:
-                    assert parent < 0 or self.usable[parent][user]
-                states.append(self.model.step(state, tokens[user, column]) if valid[user, column] else state * math.nan)
-            self.slots.append(torch.stack(states))
-            self.usable.append(valid[:, column])
-        found = torch.stack(self.slots[before:], dim=1)
-        self.asked += int(valid.sum())
-        if last:
-            del self.slots[before:], self.usable[before:]
-        return found
+        states = []
+        for row, given in enumerate(zip(tokens.tolist(), parents.tolist(), valid.tolist())):
+            paths, before = self.paths[row], len(self.paths[row])
+            for token, parent, real in zip(*given):
+                assert -1 <= parent < len(paths)
+                prefix = () if parent < 0 else paths[parent]
+                assert prefix is not None  # the predecessor is no padding
+                paths.append((*prefix, token) if real else None)
+                states.append(self.model.state(self.users[row], paths[-1]) if real else self.padding)
+            self.asked[row] += sum(given[2])
+            if last:
+                del paths[before:]
+        return torch.stack(states).view(*tokens.shape, -1)
 
     def logits(self, hidden, tokens=None):
         self.rows.append(hidden[..., 0].numel())
@@ -72,20 +104,19 @@ class Scorer:
 
 
 def children(titles, prefix):
+    """Tokens that may follow a prefix; `titles` are of one kind with `prefix`, lists or tuples."""
     return sorted({title[len(prefix)] for title in titles if title[: len(prefix)] == prefix and len(title) > len(prefix)})
 
 
 def log_prob(model, user, titles, prefix, token, score):
-    """One token after a prefix, from the start and with no cache."""
-    state = model.prompt[user]
-    for earlier in prefix:
-        state = model.step(state, earlier)
-    logits = model.logits(state).tolist()
+    """Log-probability of one token behind a prefix, over the vocabulary or over the tokens that may stand there."""
+    logits = model.logits_behind(user, prefix)
     over = range(VOCAB) if score == "full" else children(titles, prefix)
     return logits[token] - math.log(sum(math.exp(logits[other]) for other in over))
 
 
 def title_score(model, user, titles, title, score, length_penalty=0.0):
+    """The score of a title (a tuple), token by token."""
     total = sum(log_prob(model, user, titles, title[:at], title[at], score) for at in range(len(title)))
     return total / len(title) ** length_penalty
 

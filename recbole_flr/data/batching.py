@@ -1,22 +1,24 @@
-"""Training batches of rows whose prompts are about equally long.
+"""Training batches whose prompts have about the same length.
 
-Prompts of ten titles and of one differ tenfold; in a random batch most of what the backbone reads would be padding (68%
-on Amazon movies, 8% in these). Rows are shuffled, sorted by length within a window of batches, and the batches are shuffled.
+A prompt of ten titles is ten times as long as a prompt of one, so most of a random batch would be padding: 68% on Amazon
+movies, against 8% in the batches made here. The rows are shuffled and cut into windows of several batches. The rows of a window
+are sorted by length and cut into batches. Then the batches are shuffled.
 """
 
 import torch
 
 
 class LengthBatches:
-    """A loader like the RecBole one that it wraps: the same rows once an epoch, the same generator, other batches.
+    """Wraps one of RecBole's loaders: each epoch has the same rows and uses the same generator, but forms other batches.
 
     Args:
-        loader: RecBole's TrainDataLoader; rows are collated by it.
-        lengths: [rows] int64, tokens of each row's prompt.
-        window: batches that are sorted together; 1 gives RecBole's batches, many give batches of one length.
-        shuffle: RecBole's option; without it the rows come in their order, batch by batch.
-        batch_size: rows in a batch, if not the wrapped loader's.
-        rows: how many rows an epoch has, drawn anew for each; None for all.
+        loader: RecBole's TrainDataLoader, which also collates the rows.
+        lengths: int64 [rows], tokens of each row's prompt.
+        window: number of batches whose rows are sorted together. 1 gives random batches, as RecBole's; with more, the lengths
+            in a batch are closer to each other.
+        shuffle: RecBole's option `shuffle`; without it the rows keep their order.
+        batch_size: rows in a batch; None for that of `loader`.
+        rows: number of rows in an epoch, drawn at random for each epoch; None for all.
     """
 
     def __init__(self, loader, lengths, window=32, shuffle=True, batch_size=None, rows=None):
@@ -30,7 +32,7 @@ class LengthBatches:
         return -(-self.rows // self.batch_size)
 
     def batches(self):
-        """Row numbers of the epoch's batches, a list of int64 tensors."""
+        """Draw the batches of one epoch: a list of int64 tensors of row numbers."""
         if not self.shuffle:
             rows = torch.randperm(len(self.lengths), generator=self.generator)[:self.rows].sort().values
             return list(rows.split(self.batch_size))

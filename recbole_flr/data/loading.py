@@ -9,16 +9,21 @@ import hashlib
 import os
 import types
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
 
 import pandas as pd
+import torch
 from pandas._libs.parsers import STR_NA_VALUES
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataset import dataset as recbole_dataset
 from recbole.utils import ModelType
 
-from recbole_flr.data.atomic import header, read_columns
+from recbole_flr.data.atomic import header, read_columns, unescape
 from recbole_flr.errors import DataError
+
+TITLE_FIELDS = ("title", "movie_title", "name", "item_name", "product_name")  # columns tried if TITLE_FIELD is null
+SUFFIX_FIELDS = ("brand", "artist", "author", "release_year", "year")  # columns tried if DUPLICATE_FIELD is null
 
 
 @contextmanager
@@ -157,3 +162,99 @@ def fingerprint(dataset):
 def split(config, dataset):
     """RecBole's train, valid and test loaders."""
     return data_preparation(config, dataset)
+
+
+def item_file(config):
+    """Path of the data set's `.item` file."""
+    return Path(config["data_path"]) / f"{config['dataset']}.item"
+
+
+def find_field(config, columns, option, candidates):
+    """The column that an option names; if the option is null, the first of `candidates` that is a column, else None.
+
+    Args:
+        config: with the option.
+        columns: list of the names of all columns of the `.item` file.
+        option: `TITLE_FIELD` or `DUPLICATE_FIELD`.
+        candidates: names that are tried, in this order.
+
+    Raises:
+        DataError: the option names a column that does not exist.
+    """
+    name = config[option]
+    if name is None:
+        return next((field for field in candidates if field in columns), None)
+    if name not in columns:
+        raise DataError(
+            f"{option}: found {name!r}, which is no column of {item_file(config)}; its columns are {', '.join(columns)}"
+        )
+    return name
+
+
+def read_titles(config, dataset):
+    """Titles of all items, exactly as they stand in the `.item` file.
+
+    RecBole's own reader is not used: it drops text behind a leading quote, reads a film called "None" as a missing value, and
+    joins double blanks. An item without a title gets its id as title, and a warning in the log gives the number of such items.
+    If the file has an item twice, the first row counts, as in RecBole.
+
+    Args:
+        config: options `TITLE_FIELD` and `DUPLICATE_FIELD` (names of columns; null means that they are searched for) and
+            `title_escapes`.
+        dataset: RecBole dataset, for its item vocabulary.
+
+    Returns:
+        titles, list of n_items str, index = internal item id ("" for the padding, item 0); and extras, a list of the same
+        length from the column `DUPLICATE_FIELD`, or None if there is no such column.
+
+    Raises:
+        DataError: there is no `.item` file, it has no column with titles, or an option names a column that does not exist.
+    """
+    path, id_field = item_file(config), dataset.iid_field
+    if not path.is_file():
+        raise DataError(
+            f"found no {path}; a text model needs the items' titles there: a tab-separated file with the header "
+            f"'{id_field}:token<TAB>title:token'"
+        )
+    encoding = config["encoding"] or "utf-8"
+    columns = list(header(path, config["field_separator"], encoding))
+    title_field = find_field(config, columns, "TITLE_FIELD", TITLE_FIELDS)
+    if title_field is None:
+        raise DataError(
+            f"found no title among the columns of {path} ({', '.join(columns)}); name the column that holds the "
+            "items' text with --TITLE_FIELD=..."
+        )
+    extra_field = find_field(config, columns, "DUPLICATE_FIELD", SUFFIX_FIELDS)
+    wanted = [id_field, title_field] + ([extra_field] if extra_field else [])
+    table = read_columns(path, wanted, config["field_separator"], encoding)
+    plain = unescape if config["title_escapes"] else str
+    row_of = {}
+    for row, token in enumerate(table[id_field]):
+        row_of.setdefault(token, row)
+    tokens = dataset.field2id_token[id_field]
+    rows = [row_of.get(token) for token in tokens]
+    titles = [plain(table[title_field][row]) if row is not None else "" for row in rows]
+    titles[0] = ""
+    missing = [item for item in range(1, len(titles)) if not titles[item].strip()]
+    for item in missing:
+        titles[item] = str(tokens[item])
+    if missing:
+        getLogger().warning(
+            f"{len(missing)} of {len(titles) - 1} items have no title in {path}: their id is used as text"
+        )
+    extras = [plain(table[extra_field][row]) if row is not None else "" for row in rows] if extra_field else None
+    return titles, extras
+
+
+def title_groups(titles):
+    """Numbers of the distinct titles: two items have the same number if their titles are equal.
+
+    Args:
+        titles: list of n_items str; index 0 is the padding and ignored.
+
+    Returns:
+        int64 [n_items]: 0 for the padding, then 1, 2, ... in the order in which the titles first occur.
+    """
+    number = {}
+    groups = [0] + [number.setdefault(title, len(number) + 1) for title in titles[1:]]
+    return torch.tensor(groups, dtype=torch.long)

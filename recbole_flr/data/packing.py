@@ -1,25 +1,28 @@
 """Whole user sequences, packed for plain language modelling: each training interaction once an epoch.
 
-Rows of a training set are prefixes of one another; read as text they would show the first items of a user again and
-again. Here each user's sequence is put together once from the training rows alone, never from a row of valid or test.
+The rows of a training set are prefixes of one another. A model that read them all as text would see the first items of a user
+again and again. So this module rebuilds each user's sequence from the training rows, and the model reads that sequence once.
+It uses no row of the validation or test set. Several sequences share one row of the batch ("packing"), which saves padding.
+
+Shapes: R rows of a batch, S tokens of a row.
 """
 
 import numpy as np
 import torch
 
-from recbole_flr.data.collate import IGNORE, gather_rows
+from recbole_flr.data.prompt import IGNORE
 
 
 def user_sequences(dataset, max_history):
-    """The users' item sequences that a training set implies.
+    """The users' item sequences, rebuilt from the rows of a training set.
 
     Args:
-        dataset: RecBole training dataset: rows of (user, history, target) in temporal order within a user.
-        max_history: histories are cut to this many items.
+        dataset: RecBole training dataset: rows of (user, history, target), in temporal order within each user.
+        max_history: the number of items to which RecBole cuts a history.
 
     Returns:
-        list of int64 arrays of item ids. A row that does not continue what is known of its user (rows were dropped
-        in between) starts a sequence of its own with its history.
+        list of int64 arrays of item ids, ordered by user. If a row's history does not match the user's sequence so far (rows
+        in between were dropped), the row starts a new sequence, which begins with its history.
     """
     inter = dataset.inter_feat
     users = inter[dataset.uid_field].numpy()
@@ -40,13 +43,16 @@ def user_sequences(dataset, max_history):
 
 
 def pieces_that_fit(sequences, sizes, head_size, room):
-    """Cut sequences between items so that each piece, with its head, has at most `room` tokens.
+    """Cut sequences between items, so that each piece with its head has at most `room` tokens.
 
     Args:
-        sequences: list of item id arrays.
-        sizes: [n_items], tokens of each item's chunk.
-        head_size: tokens in front of each piece.
-        room: tokens in a row; one item longer than that stands alone and is cut by the packer.
+        sequences: list of int64 arrays of item ids.
+        sizes: numpy array, tokens of each item's chunk, indexed by item id.
+        head_size: tokens of the head, which stands in front of each piece.
+        room: tokens in a row. A single item that does not fit is a piece of its own; :class:`PackedLoader` cuts its tokens.
+
+    Returns:
+        list of int64 arrays of item ids, the pieces of the first sequence first.
     """
     pieces = []
     for sequence in sequences:
@@ -60,39 +66,38 @@ def pieces_that_fit(sequences, sizes, head_size, room):
 
 
 class Packed:
-    """A batch of packed rows; quacks like RecBole's Interaction as far as its trainer looks.
+    """A batch of packed rows. RecBole's trainer takes it for an Interaction, of which it only needs :meth:`to`.
 
     Attributes:
-        ids: [R, S] token ids.
-        positions: [R, S], counted anew from each sequence's start.
-        segment: [R, S], number of the sequence in its row, -1 at padding.
-        labels: [R, S], the next token's id, IGNORE at a sequence's last token and at padding.
+        ids: int64 [R, S], token ids.
+        positions: int64 [R, S], counted from 0 in each sequence.
+        segment: int64 [R, S], number of the sequence within its row, -1 at padding.
+        labels: int64 [R, S], id of the next token; IGNORE at the last token of a sequence and at padding.
     """
 
     def __init__(self, ids, positions, segment, labels):
         self.ids, self.positions, self.segment, self.labels = ids, positions, segment, labels
 
     def to(self, device):
-        """The same on another device."""
+        """The same batch on another device."""
         return Packed(*(t.to(device) for t in (self.ids, self.positions, self.segment, self.labels)))
 
     def mask(self):
-        """[R, S, S], True where a token may see another: earlier in the same sequence, or itself."""
+        """Which tokens each token sees: those of its sequence up to itself. bool [R, S, S], dimension 1 sees dimension 2."""
         place = torch.arange(self.ids.shape[1], device=self.ids.device)
         return (self.segment.unsqueeze(2) == self.segment.unsqueeze(1)) & (place.unsqueeze(1) >= place)
 
 
 class PackedLoader:
-    """Batches of packed user sequences, shuffled anew each epoch; a loader as RecBole's trainer expects one.
+    """Batches of packed user sequences, shuffled anew each epoch. It has the attributes that RecBole's trainer reads.
 
     Args:
         dataset: RecBole training dataset.
-        collator: see :class:`recbole_flr.data.collate.Collator`; the prompt template must be ``compact``-like: a head
-            and chunks.
-        pack_length: tokens in a row.
-        batch_size: rows in a batch, on average; more where the sequences leave much of their rows empty.
-        max_history: of the data set.
-        seed: of the shuffling.
+        collator: a :class:`~recbole_flr.data.prompt.Collator` whose template has no tail, such as `compact`.
+        pack_length: S, tokens in a row at most.
+        batch_size: average number of rows in a batch if all rows were full; batches are larger where rows stay partly empty.
+        max_history: the number of items to which RecBole cuts a history.
+        seed: seed of the shuffling.
     """
 
     shuffle = True
@@ -103,7 +108,7 @@ class PackedLoader:
         self.collator, self.pack_length, self.batch_size = collator, pack_length, batch_size
         self.generator = torch.Generator().manual_seed(seed)
         chunks = collator.chunks
-        sizes = chunks.start.diff().cpu().numpy()
+        sizes = chunks.lengths().cpu().numpy()
         self.head = len(sizes) - 2
         self.pieces = pieces_that_fit(user_sequences(dataset, max_history), sizes, sizes[self.head], pack_length)
         self.sizes = np.minimum([sizes[self.head] + sizes[piece].sum() for piece in self.pieces], pack_length)
@@ -112,8 +117,8 @@ class PackedLoader:
         return -(-int(self.sizes.sum()) // (self.pack_length * self.batch_size))
 
     def _rows(self):
-        """First fit over the shuffled pieces: lists of piece numbers whose tokens fit one row."""
-        open_rows = []  # (room left, pieces)
+        """Fill rows with the shuffled pieces, each into the first open row that has room. Returns lists of piece numbers."""
+        open_rows = []  # [tokens of room left, pieces]
         done = []
         for piece in torch.randperm(len(self.pieces), generator=self.generator).tolist():
             size = self.sizes[piece]
@@ -124,7 +129,7 @@ class PackedLoader:
                     break
             else:
                 open_rows.append([self.pack_length - size, [piece]])
-            if len(open_rows) > 16:  # a row that sixteen pieces did not fill is nearly full
+            if len(open_rows) > 16:  # bounds the search; the fullest of so many rows has hardly any room left
                 fullest = min(range(len(open_rows)), key=lambda i: open_rows[i][0])
                 done.append(open_rows.pop(fullest)[1])
         done += [row[1] for row in open_rows]
@@ -134,12 +139,13 @@ class PackedLoader:
     def __iter__(self):
         rows = self._rows()
         batches = len(self)
-        for batch in range(batches):  # spread evenly, so that len() is exact
+        for batch in range(batches):  # the rows are spread evenly over the batches, so that len() is exact
             part = rows[batch * len(rows) // batches:(batch + 1) * len(rows) // batches]
             if part:
                 yield self._collate(part)
 
     def _collate(self, rows):
+        """Lists of piece numbers, one list a row -> :class:`Packed`."""
         width = max(sum(1 + len(self.pieces[p]) for p in row) for row in rows)
         numbers = np.full((len(rows), width), -1, dtype=np.int64)
         owner = np.full((len(rows), width), -1, dtype=np.int64)
@@ -149,7 +155,7 @@ class PackedLoader:
             owner[index, :len(joined)] = np.repeat(np.arange(len(row)), [1 + len(self.pieces[p]) for p in row])
         chunks = self.collator.chunks
         rows_tensor = torch.from_numpy(numbers).to(chunks.flat.device)
-        ids, mask, origin = gather_rows(chunks, rows_tensor, self.collator.pad, left=False)
+        ids, mask, origin = chunks.join_and_pad(rows_tensor, self.collator.pad, left=False)
         ids, mask, origin = (t[:, :self.pack_length] for t in (ids, mask, origin))
         owner = torch.from_numpy(owner).to(ids.device)
         segment = torch.where(mask, owner.gather(1, origin.clamp_min(0)), -1)

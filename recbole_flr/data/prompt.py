@@ -1,17 +1,25 @@
-"""All prompt text, once.
+"""From a user's history to the token ids of a prompt: the text of the templates, then the tensors of a batch.
 
-A prompt is a head, one chunk an item of the history, and a tail; the thought (or the title) follows. Pieces are
-tokenised by themselves and joined as ids, so the catalogue is tokenised once and never again.
+A prompt consists of a head, one chunk for each item of the history, and a tail. The thought (or the title) follows it.
+:class:`Template` holds the text and turns the head, the tail and the chunk of every item into token ids, once for the whole
+catalogue. :class:`Collator` then joins these pieces into the prompts of a batch. It only gathers from flat tensors and has no
+loop over users.
 
-`compact`: titles and separators only, for the small backbone that learns them from scratch.
-`paper`: an instruction prompt after that of BIGRec / LatentR3 / FLR (one title a line), for a pretrained language model.
+There are two templates:
+
+- `compact`: titles and separators only, for the small backbone that learns them from scratch.
+- `paper`: an instruction prompt after that of BIGRec / LatentR3 / FLR (one title a line), for a pretrained language model.
+
+Shapes: B batch, H history items, L prompt tokens, T title tokens (with the end of title).
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from recbole_flr.data.catalog import Tokens
+from recbole_flr.ragged import RaggedRows, rows_and_places
+
+IGNORE = -100  # a label that the cross entropy skips
 
 PAPER_HEAD = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -26,47 +34,127 @@ PAPER_TAIL = "\n### Response:\n"
 
 @dataclass
 class Template:
-    """Pieces of text around the items; ``start`` puts the tokenizer's start token in front, if it has one."""
+    """The text around the titles of a prompt.
+
+    Attributes:
+        head, tail: text at the start and at the end of a prompt.
+        before_item, after_item: text around each title.
+        end_item: whether each chunk contains the end-of-title token, as a title that the model writes does.
+    """
 
     head: str
     before_item: str
     after_item: str
     tail: str
-    end_item: bool  # whether a chunk ends with the end of title, as a title that is written does
+    end_item: bool
 
     @classmethod
     def named(cls, name, noun):
-        """``compact`` or ``paper``; noun is what one item is called."""
+        """The template `compact`, or `paper` for any other name; `noun` is the word for one item, such as "toy"."""
         if name == "compact":
             return cls("", "", "", "", end_item=True)
         return cls(PAPER_HEAD.format(noun=noun), '"', '"\n', PAPER_TAIL, end_item=False)
 
     def chunks(self, backbone, titles):
-        """Token ids of each item's chunk, and of the head and the tail as two further rows.
+        """Token ids of all pieces that prompts are made of.
+
+        Each piece is tokenised by itself, so a title has the same tokens in every prompt.
 
         Args:
-            backbone: for its tokenizer.
-            titles: Tokens, one row an item, each ended by the end of title; row 0 is padding.
+            backbone: its `encode` tokenises the text; its `start_id`, if it has one, becomes the first token of the head.
+            titles: RaggedRows, one row an item, each ended by the end of title; row 0 (padding) is empty.
 
         Returns:
-            Tokens with n_items + 2 rows: the items' chunks, the head, the tail.
+            RaggedRows with n_items + 2 rows: the items' chunks (row 0 is empty), the head, the tail.
         """
         head, before, after, tail = (
             backbone.encode([text])[0] if text else [] for text in (self.head, self.before_item, self.after_item, self.tail)
         )
         if backbone.start_id is not None:
             head = [backbone.start_id, *head]
-        size = titles.start.diff()
-        size[1:] -= int(not self.end_item)
-        whole = size.clone()
-        whole[1:] += len(before) + len(after)
-        start = torch.cat([whole.new_zeros(1), whole.cumsum(0)])
-        item = torch.arange(len(size)).repeat_interleave(size)
-        within = torch.arange(len(item)) - (size.cumsum(0) - size)[item]
+        kept = titles.lengths()  # tokens of each title that its chunk keeps
+        kept[1:] -= int(not self.end_item)
+        length = kept.clone()
+        length[1:] += len(before) + len(after)
+        start = torch.cat([length.new_zeros(1), length.cumsum(0)])
+        item, place = rows_and_places(kept)
         flat = torch.empty(int(start[-1]), dtype=torch.long)
-        flat[start[item] + (len(before) + within)] = titles.flat[titles.start[item] + within]
-        for place, token in enumerate(before):
-            flat[start[1:-1] + place] = token
-        for place, token in enumerate(after):
-            flat[start[2:] - len(after) + place] = token
-        return Tokens.joined([Tokens(flat, start), Tokens.of([head, tail])])
+        flat[start[item] + (len(before) + place)] = titles.flat[titles.start[item] + place]
+        for number, token in enumerate(before):
+            flat[start[1:-1] + number] = token
+        for number, token in enumerate(after):
+            flat[start[2:] - len(after) + number] = token
+        return RaggedRows.joined([RaggedRows(flat, start), RaggedRows.of([head, tail])])
+
+
+@dataclass
+class Prompts:
+    """A batch of prompts.
+
+    Attributes:
+        ids: int64 [B, L], token ids.
+        mask: bool [B, L], True at real tokens.
+        item: int64 [B, L], which item of the history (0 = oldest) a token belongs to, -1 for none.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    item: torch.Tensor
+
+
+class Collator:
+    """Turns histories into prompts, and items into the tokens of their titles.
+
+    Args:
+        titles: RaggedRows of the items' titles, each ended by the end of title; row 0 is empty.
+        chunks: RaggedRows from :meth:`Template.chunks`.
+        pad: token id of the padding.
+    """
+
+    def __init__(self, titles, chunks, pad):
+        self.titles, self.chunks, self.pad = titles, chunks, pad
+
+    def to(self, device):
+        """Move the catalogue's tokens to a device. Returns the collator itself."""
+        self.titles, self.chunks = self.titles.to(device), self.chunks.to(device)
+        return self
+
+    def prompts(self, history, length, left=True):
+        """The prompts of a batch.
+
+        Args:
+            history: int64 [B, H] item ids, oldest first; what stands behind `length` items is not read.
+            length: int64 [B], items of each history.
+            left: whether the padding stands in front.
+
+        Returns:
+            :class:`Prompts`.
+        """
+        ids, mask, origin = self.chunks.join_and_pad(self._pieces(history, length), self.pad, left)
+        item = torch.where((origin >= 1) & (origin <= history.shape[1]), origin - 1, -1)
+        return Prompts(ids, mask, item)
+
+    def prompt_lengths(self, history, length):
+        """Tokens of each prompt without padding: history [B, H], length [B] -> int64 [B]."""
+        pieces = self._pieces(history, length)
+        tokens = self.chunks.start.to(pieces.device).diff()
+        return torch.where(pieces >= 0, tokens[pieces.clamp_min(0)], 0).sum(1)
+
+    def targets(self, items):
+        """Titles to be predicted.
+
+        Args:
+            items: int64 [B], item ids.
+
+        Returns:
+            token ids [B, T], padded on the right; and labels [B, T], which are IGNORE at padding.
+        """
+        ids, mask, _ = self.titles.join_and_pad(items.unsqueeze(1), self.pad, left=False)
+        return ids, torch.where(mask, ids, IGNORE)
+
+    def _pieces(self, history, length):
+        """Rows of `chunks` that make up each prompt (head, items, tail): [B, 1 + H + 1], -1 for none."""
+        head = len(self.chunks) - 2
+        real = torch.arange(history.shape[1], device=history.device) < length.unsqueeze(1)
+        ends = history.new_tensor([head, head + 1]).expand(len(history), 2)
+        return torch.cat([ends[:, :1], torch.where(real, history, -1), ends[:, 1:]], dim=1)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from recbole_flr.decoding.beam import Beams, item_scores
+from recbole_flr.decoding import Beams, item_scores
 from recbole_flr.model.reasoner import Thought, read_prompt
 from recbole_flr.model.writer import Writer
 from recbole_flr.training.supervised import Supervised

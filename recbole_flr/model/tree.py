@@ -15,7 +15,7 @@ GROUPS = 4  # groups of users in a pass whose tokens are not kept
 
 
 class TreeDecoder:
-    """Implements :class:`recbole_flr.decoding.scoring.PrefixScorer` for a backbone and a batch of thoughts.
+    """Implements :class:`recbole_flr.decoding.scorer.PrefixScorer` for a backbone and a batch of thoughts.
 
     Attributes:
         hidden: [U, D], predicts the first title token.

@@ -12,10 +12,8 @@ from torch import nn
 
 from recbole_flr.contracts import LossPart, Recommender, TargetScores, Thinker, total_loss
 from recbole_flr.data.catalog import Catalog
-from recbole_flr.data.collate import IGNORE, Collator
-from recbole_flr.data.prompt import Template
-from recbole_flr.decoding.beam import beam_search, item_scores
-from recbole_flr.decoding.trie import Trie
+from recbole_flr.data.prompt import IGNORE, Collator, Template
+from recbole_flr.decoding import Trie, beam_search, item_scores
 from recbole_flr.errors import ConfigError
 from recbole_flr.model.backbone import build_backbone
 from recbole_flr.model.reasoner import Thought, read_prompt
@@ -65,7 +63,7 @@ class Writer(SequentialRecommender, Recommender):
         self.exact = config["decode"] == "exact"
         self.top_items = max(config["topk"])
         # title-level metrics need as many titles; where items of one title have a text each, that takes more texts
-        self.top_texts = self.catalog.texts_of_titles(self.top_items) if config["title_metrics"] else self.top_items
+        self.top_texts = self.catalog.texts_to_cover(self.top_items) if config["title_metrics"] else self.top_items
         self.use_cache = not config["gradient_checkpointing"]
 
     @staticmethod

@@ -9,29 +9,28 @@ import pytest
 import torch
 
 from benchmarks import scale as benchmark
-from recbole_flr.decoding import Trie
-from recbole_flr.decoding.beam import Beams
+from recbole_flr.decoding import Beams, Trie
 from recbole_flr.model.flr import FLR
 from recbole_flr.model.tree import TreeDecoder
+from recbole_flr.ragged import RaggedRows
 
 TINY = ["--sizes=20,40", "--users=3", "--beams=4", "--repeats=1", "--warmup=1"]
 
 
 def a_catalogue():
-    """What Trie.build takes: titles that share beginnings, two of them all; items in an order of their own."""
+    """Titles that share beginnings (the last two are equal) and shuffled items: the arguments of Trie.build."""
     rng = np.random.default_rng(0)
     titles = [[*rng.integers(1, 4, rng.integers(1, 6)), 0] for _ in range(30)] + [[2, 2, 2, 2, 2, 2, 2, 0]] * 2
-    offsets = np.cumsum([0, *map(len, titles)])
-    return (np.concatenate(titles), offsets), rng.permutation(len(titles)) + 1, titles
+    return titles, rng.permutation(len(titles)) + 1
 
 
 def test_a_trie_is_compared_with_its_titles():
-    (tokens, offsets), items, titles = a_catalogue()
-    trie = Trie.build((tokens, offsets), items)
+    titles, items = a_catalogue()
+    trie = Trie.build(titles, items)
     prefixes = {tuple(title[:end]) for title in titles for end in range(len(title) + 1)}
     distinct = {tuple(title) for title in titles}
     branching = sum(sum(title[: len(prefix)] == prefix for title in distinct) > 1 for prefix in prefixes)
-    assert benchmark.check_trie(trie, tokens, offsets, items) == (len(prefixes), len(distinct), branching)
+    assert benchmark.check_trie(trie, RaggedRows.of(titles), items) == (len(prefixes), len(distinct), branching)
     benchmark.check_against_dicts(trie, titles, items)
 
 
@@ -69,22 +68,20 @@ TRIES = {
 @pytest.mark.parametrize("name", TRIES)
 def test_a_broken_trie_is_noticed(name):
     change, message = TRIES[name]
-    (tokens, offsets), items, _ = a_catalogue()
+    titles, items = a_catalogue()
     with pytest.raises(AssertionError, match=f"the trie is wrong: .*({message})"):
-        benchmark.check_trie(change(Trie.build((tokens, offsets), items)), tokens, offsets, items)
+        benchmark.check_trie(change(Trie.build(titles, items)), RaggedRows.of(titles), items)
 
 
 @pytest.mark.parametrize("missing", [0, 29, 31])
 def test_a_trie_of_other_titles_is_noticed(missing):
     """A title too few or too many, one that another equals included."""
-    (tokens, offsets), items, titles = a_catalogue()
-    fewer = titles[:missing] + titles[missing + 1 :]
-    of_fewer = np.concatenate(fewer), np.cumsum([0, *map(len, fewer)])
-    others = np.delete(items, missing)
-    whole, part = Trie.build((tokens, offsets), items), Trie.build(of_fewer, others)
-    for trie, given, ids, listed in [(whole, of_fewer, others, fewer), (part, (tokens, offsets), items, titles)]:
+    titles, items = a_catalogue()
+    fewer, others = titles[:missing] + titles[missing + 1 :], np.delete(items, missing)
+    whole, part = Trie.build(titles, items), Trie.build(fewer, others)
+    for trie, listed, ids in [(whole, fewer, others), (part, titles, items)]:
         with pytest.raises(AssertionError, match="the trie is wrong"):
-            benchmark.check_trie(trie, *given, ids)
+            benchmark.check_trie(trie, RaggedRows.of(listed), ids)
         with pytest.raises(AssertionError, match="the trie is wrong"):
             benchmark.check_against_dicts(trie, listed, ids)
 

@@ -1,3 +1,5 @@
+"""Batches of rows whose prompts have about the same length."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -62,13 +64,6 @@ def test_looks_like_the_loader_it_wraps():
 
 
 def test_without_shuffling_rows_come_in_order():
-    import types
-
-    import torch
-
-    from recbole_flr.data.batching import LengthBatches
-
-    loader = types.SimpleNamespace(batch_size=3, generator=torch.Generator(), sampler=None, _dataset=None,
-                                   collate_fn=lambda rows: rows)
+    loader = SimpleNamespace(batch_size=3, generator=torch.Generator(), sampler=None, _dataset=None, collate_fn=lambda rows: rows)
     batches = LengthBatches(loader, torch.tensor([5, 1, 4, 2, 3, 9, 7]), shuffle=False)
     assert list(batches) == [[0, 1, 2], [3, 4, 5], [6]] and len(batches) == 3

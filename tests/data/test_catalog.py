@@ -1,3 +1,5 @@
+"""Titles from the file to the model's texts: hostile titles, repeated titles, missing titles and columns."""
+
 import itertools
 import logging
 from collections import Counter
@@ -11,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_flr.data.atomic import escape
-from recbole_flr.data.catalog import Catalog, Tokens, find_field, training_popularity
-from recbole_flr.data.loading import load_dataset, split
+from recbole_flr.data.catalog import Catalog, training_popularity
+from recbole_flr.data.loading import find_field, load_dataset, read_titles, split, title_groups
 from recbole_flr.errors import DataError
 
 NASTY = [
@@ -55,6 +57,7 @@ def test_share_leaves_titles_alone(titles, extras):
 def test_title_ids_group_equal_titles(titles, policy):
     catalog = Catalog(["[PAD]", *titles], duplicate_titles=policy)
     ids = catalog.title_ids.tolist()
+    assert catalog.title_ids.dtype == torch.int64 and title_groups(["any", *titles]).tolist() == ids
     assert ids[0] == 0 and 0 not in ids[1:] and len(ids) == len(catalog)
     pairs = itertools.product(range(1, len(ids)), repeat=2)
     assert all((ids[i] == ids[j]) == (catalog.titles[i] == catalog.titles[j]) for i, j in pairs)
@@ -71,28 +74,17 @@ def test_suffixes_keep_off_titles_that_are_there():
     assert Catalog(["", "A", "A", "A (x)"], ["", "x", "y", ""]).texts == ["", "A (x) (2)", "A (y)", "A (x)"]
 
 
-def test_texts_that_are_sure_to_hold_so_many_titles():
+def test_so_many_texts_always_cover_so_many_titles():
     titles = ["", *"aaaa", *"bbb", "c", "d"]
-    assert [Catalog(titles).texts_of_titles(count) for count in (1, 2, 3, 4, 9)] == [1, 5, 8, 9, 10]
+    assert [Catalog(titles).texts_to_cover(count) for count in (1, 2, 3, 4, 9)] == [1, 5, 8, 9, 10]
     shared = Catalog(titles, duplicate_titles="share")
-    assert [shared.texts_of_titles(count) for count in (1, 2, 4)] == [1, 2, 4]
+    assert [shared.texts_to_cover(count) for count in (1, 2, 4)] == [1, 2, 4]
 
 
 def test_by_popularity():
     catalog = Catalog(["", "A", "B", "C", "D"], popularity=[9, 1, 3, 1, 3])
     assert catalog.by_popularity().tolist() == [2, 4, 1, 3]
     assert Catalog(["", "A", "B"]).by_popularity().tolist() == [1, 2]
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.lists(st.lists(st.integers(0, 99), max_size=4), min_size=1, max_size=6), st.data())
-def test_tokens_are_ragged_rows(rows, data):
-    tokens = Tokens.of(rows)
-    assert [tokens.row(index) for index in range(len(rows))] == rows
-    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=6))
-    flat, start = tokens.take(torch.tensor(chosen, dtype=torch.long))
-    assert [flat[a:b].tolist() for a, b in zip(start, start[1:])] == [rows[index] for index in chosen]
-    assert tokens.to("cpu").row(0) == rows[0]
 
 
 def words(texts):
@@ -129,6 +121,7 @@ def read(root, items, header="item_id:token\ttitle:token", n_items=None, **optio
     catalog = Catalog.from_dataset(config, dataset)
     tokens = dataset.field2id_token["item_id"]
     assert len(catalog) == len(tokens) == dataset.item_num
+    assert read_titles(config, dataset)[0] == catalog.titles
     return {str(token): title for token, title in zip(tokens[1:], catalog.titles[1:])}, catalog
 
 

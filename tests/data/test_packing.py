@@ -1,3 +1,5 @@
+"""User sequences are rebuilt from training rows, cut into pieces, and packed: against plain Python."""
+
 import itertools
 import math
 from collections import Counter
@@ -11,9 +13,9 @@ from helpers_data import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_flr.data.collate import IGNORE
 from recbole_flr.data.loading import load_dataset, split
 from recbole_flr.data.packing import PackedLoader, pieces_that_fit, user_sequences
+from recbole_flr.data.prompt import IGNORE
 
 SEQUENCES = st.lists(st.lists(st.integers(1, 5), min_size=2, max_size=14), min_size=1, max_size=5)
 

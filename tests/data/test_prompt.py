@@ -1,17 +1,19 @@
+"""Text and token ids of prompts: each template with hostile titles, then batches against plain Python."""
+
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from helpers_data import chunks_of, tiny_backbone
+from helpers_data import chunks_of, make_collator, random_tokens, tiny_backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from recbole_flr.data.catalog import Tokens
-from recbole_flr.data.collate import Collator
-from recbole_flr.data.prompt import Template
+from recbole_flr.data.prompt import IGNORE, Collator, Template
 from recbole_flr.model.backbone import END_OF_TITLE, PAD, START, THOUGHT, train_tokenizer
+from recbole_flr.ragged import RaggedRows
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 SPECIAL = [THOUGHT, END_OF_TITLE, START, PAD, "<|endoftext|>"]
@@ -93,7 +95,7 @@ def test_different_texts_have_different_tokens(backbone):
 
 def prompt_of(backbone, template, history):
     chunks = chunks_of(backbone, TITLES, template)
-    assert len(chunks.start) - 1 == len(TITLES) + 2
+    assert len(chunks) == len(TITLES) + 2
     assert chunks.row(0) == []
     collator = Collator(None, chunks, backbone.pad_id)
     padded = history + [0] * (10 - len(history))
@@ -159,7 +161,67 @@ def test_a_cut_title_still_ends_and_stays_between_its_quotes(backbone):
 def test_chunks_are_titles_between_what_stands_around_them(before, after, end_item):
     letters = SimpleNamespace(encode=lambda texts: [[ord(letter) for letter in text] for text in texts], start_id=7)
     titles = [[1, 0], [0], [2, 3, 4, 0], [5, 0]]
-    chunks = Template("head", before, after, "tail", end_item).chunks(letters, Tokens.of([[], *titles]))
+    chunks = Template("head", before, after, "tail", end_item).chunks(letters, RaggedRows.of([[], *titles]))
     around = [[ord(letter) for letter in text] for text in (before, after, "head", "tail")]
     expected = [[], *(around[0] + (title if end_item else title[:-1]) + around[1] for title in titles), [7, *around[2]], around[3]]
-    assert [chunks.row(row) for row in range(len(chunks.start) - 1)] == expected
+    assert [chunks.row(row) for row in range(len(chunks))] == expected
+
+
+# batches
+
+PADDING = 7777
+
+
+def padded(rows, value, left):
+    width = max(map(len, rows))
+    pads = [[value] * (width - len(row)) for row in rows]
+    return [pad + row if left else row + pad for row, pad in zip(rows, pads)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 5), st.booleans(), st.booleans())
+def test_prompts_are_the_plain_loop(seed, batch, width, left, with_tail):
+    rng = np.random.default_rng(seed)
+    _, titles = random_tokens(rng, 9)
+    head, tail = ([1, 2], [3]) if with_tail else ([1], [])
+    collator = make_collator(titles, head, tail, pad=PADDING)
+    lengths = rng.integers(0, width + 1, size=batch)
+    history = np.zeros((batch, width), dtype=np.int64)
+    expected, owners = [], []
+    for row, length in enumerate(lengths):
+        history[row, :length] = rng.integers(1, 9, size=length)
+        items = history[row, :length].tolist()
+        expected.append(head + [token for item in items for token in titles[item]] + tail)
+        places = [place for place, item in enumerate(items) for _ in titles[item]]
+        owners.append([-1] * len(head) + places + [-1] * len(tail))
+
+    history, lengths = torch.from_numpy(history), torch.from_numpy(lengths)
+    prompts = collator.prompts(history, lengths, left)
+
+    assert prompts.ids.tolist() == padded(expected, PADDING, left)
+    assert prompts.item.tolist() == padded(owners, -1, left)
+    assert prompts.mask.sum(1).tolist() == [len(row) for row in expected]
+    assert not prompts.mask[prompts.ids == PADDING].any()
+    assert collator.prompt_lengths(history, lengths).tolist() == [len(row) for row in expected]
+
+
+def test_what_lies_behind_the_length_of_a_history_is_not_read():
+    collator = make_collator([[], [11, 12], [21], [31, 32, 33]], pad=PADDING)
+    prompts = collator.prompts(torch.tensor([[2, 1, 3]]), torch.tensor([1]))
+    assert prompts.ids.tolist() == [[1, 21]]
+    assert collator.prompt_lengths(torch.tensor([[2, 1, 3]]), torch.tensor([1])).tolist() == [2]
+
+
+def test_targets_are_titles_padded_on_the_right():
+    collator = make_collator([[], [11, 12, 9], [21, 9]], pad=PADDING)
+    ids, labels = collator.targets(torch.tensor([2, 1, 2]))
+    assert ids.tolist() == [[21, 9, PADDING], [11, 12, 9], [21, 9, PADDING]]
+    assert labels.tolist() == [[21, 9, IGNORE], [11, 12, 9], [21, 9, IGNORE]]
+
+
+def test_a_title_token_equal_to_the_padding_keeps_its_label():
+    collator = make_collator([[], [5, 8, 5], [6, 5]], pad=5)  # a tokenizer without a padding token pads with its end
+    ids, labels = collator.targets(torch.tensor([1, 2]))
+    assert labels.tolist() == [[5, 8, 5], [6, 5, IGNORE]]
+    prompts = collator.prompts(torch.tensor([[1, 2], [2, 0]]), torch.tensor([2, 1]))
+    assert prompts.mask.tolist() == [[True] * 6, [False] * 3 + [True] * 3]

@@ -1,4 +1,4 @@
-"""Beam search against plain Python, with a small random recurrent model in float64 in the place of a language model."""
+"""Beam search against plain Python. A small random recurrent model in float64 takes the place of a language model."""
 
 import math
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def slow_search(model, user, titles, num_beams, score):
-    """The titles that the search must finish."""
+    """The titles that beam search must find, by plain Python."""
     titles = sorted({tuple(title) for title in titles})
     beams, finished = [((), 0.0)], []
     while beams:
@@ -35,7 +35,7 @@ def slow_search(model, user, titles, num_beams, score):
 
 
 def check(beams, trie, model, titles, num_beams, score, length_penalty=0.0, users=None):
-    """Beams equal those of the slow search, scores those of every token scored one by one."""
+    """The titles are those of the slow search; the scores are those of scoring every token by itself."""
     paths, keys = path_of_leaves(trie), {tuple(title) for title in titles}
     users = range(len(model.prompt)) if users is None else users
     found_most = 0
@@ -54,19 +54,19 @@ def check(beams, trie, model, titles, num_beams, score, length_penalty=0.0, user
     assert beams.nodes.shape == beams.scores.shape == (len(users), found_most)
 
 
-@settings(deadline=None, max_examples=60)
-@given(CATALOGUE, SCORE, st.integers(0, 2**31), st.integers(1, 3), st.sampled_from([0.0, 1.0, -0.5]))
-def test_with_beams_for_all_every_title_gets_its_exact_score(titles, score, seed, users, length_penalty):
-    trie, model = Trie.build(titles), Model(seed, users)
+@settings(deadline=None, max_examples=40)
+@given(CATALOGUE, SCORE, st.integers(0, 2**31), st.sampled_from([0.0, 1.0, -0.5]))
+def test_with_beams_for_all_every_title_gets_its_exact_score(titles, score, seed, length_penalty):
+    trie, model = Trie.build(titles), Model(seed, users=3)
     beams = beam_search(Scorer(model), trie, 50, score=score, length_penalty=length_penalty)
-    assert (beams.nodes >= 0).sum(1).tolist() == [len(set(map(tuple, titles)))] * users
+    assert (beams.nodes >= 0).sum(1).tolist() == [len(set(map(tuple, titles)))] * 3
     check(beams, trie, model, titles, 50, score, length_penalty)
 
 
-@settings(deadline=None, max_examples=60)
-@given(CATALOGUE, SCORE, st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 5))
-def test_fewer_beams_equal_the_slow_search(titles, score, seed, users, num_beams):
-    trie, model = Trie.build(titles), Model(seed, users)
+@settings(deadline=None, max_examples=40)
+@given(CATALOGUE, SCORE, st.integers(0, 2**31), st.integers(1, 5))
+def test_fewer_beams_equal_the_slow_search(titles, score, seed, num_beams):
+    trie, model = Trie.build(titles), Model(seed, users=3)
     check(beam_search(Scorer(model), trie, num_beams, score=score), trie, model, titles, num_beams, score)
 
 
@@ -259,13 +259,13 @@ def test_an_item_beyond_the_scores_is_an_error():
 # only the best are wanted
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=135)
 @given(
-    titles=CATALOGUE, score=SCORE, seed=st.integers(0, 2**31), users=st.integers(1, 3), top=st.integers(1, 8),
-    num_beams=st.integers(1, 8), length_penalty=st.sampled_from([0.0, 1.0, 2.0, -1.0]),
-    sharpness=st.sampled_from([0.0, 2.0, 8.0]),
+    titles=CATALOGUE, score=SCORE, seed=st.integers(0, 2**31), top=st.integers(1, 8), num_beams=st.integers(1, 8),
+    length_penalty=st.sampled_from([0.0, 1.0, 2.0, -1.0]), sharpness=st.sampled_from([0.0, 2.0, 8.0]),
 )  # fmt: skip
-def test_the_best_are_the_same_when_no_more_are_wanted(titles, score, seed, users, top, num_beams, length_penalty, sharpness):
+def test_the_best_are_the_same_when_no_more_are_wanted(titles, score, seed, top, num_beams, length_penalty, sharpness):
+    users = 3
     trie, model = Trie.build(titles), Model(seed, users, sharpness)
     options = dict(score=score, length_penalty=length_penalty)
     every, best = Scorer(model), Scorer(model)
@@ -280,8 +280,7 @@ def test_the_best_are_the_same_when_no_more_are_wanted(titles, score, seed, user
         real = [node for node in nodes if node >= 0]  # users may have found different numbers of titles
         assert len(set(real)) == len(real) == min(top, sum(node >= 0 for node in others))
         assert scores == pytest.approx([score_of[node] for node in nodes], rel=1e-12, abs=1e-12)
-    asked, wanted = every.asked, best.asked
-    assert wanted <= asked
+    assert sum(best.asked) <= sum(every.asked)
 
 
 def test_with_a_length_penalty_no_other_titles_are_found_when_one_is_wanted():
@@ -304,5 +303,5 @@ def test_what_cannot_come_among_the_best_is_not_followed(score):
     every, best = Scorer(model), Scorer(model)
     expected, found = beam_search(every, trie, 20, score=score), beam_search(best, trie, 20, top=2, score=score)
     assert torch.equal(found.nodes, expected.nodes[:, :2])
-    asked, wanted = every.asked, best.asked
+    asked, wanted = sum(every.asked), sum(best.asked)
     assert wanted < asked / 2 if score == "full" else wanted <= asked

@@ -1,6 +1,5 @@
 """The flat trie against a trie of dicts."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +7,7 @@ from hypothesis import strategies as st
 
 from recbole_flr.decoding import Trie
 from recbole_flr.errors import DataError
+from recbole_flr.ragged import RaggedRows
 
 END = 0
 TITLES = st.lists(
@@ -62,13 +62,9 @@ def walk(trie, number, node, path, found):
 
 @settings(deadline=None, max_examples=150)
 @given(TITLES, st.booleans(), st.randoms(use_true_random=False))
-def test_equals_a_trie_of_dicts(titles, as_arrays, random):
+def test_equals_a_trie_of_dicts(titles, as_rows, random):
     items = random.sample(range(100), len(titles))
-    sequences = titles
-    if as_arrays:
-        offsets = np.cumsum([0] + [len(title) for title in titles])
-        sequences = np.array([token for title in titles for token in title]), offsets
-    trie = Trie.build(sequences, items)
+    trie = Trie.build(RaggedRows.of(titles) if as_rows else titles, items)
 
     expected = {}
     for title, item in zip(titles, items):
@@ -76,7 +72,7 @@ def test_equals_a_trie_of_dicts(titles, as_arrays, random):
     found, root = {}, dict_trie(titles)
     walk(trie, 0, root, [], found)
     assert found == expected  # the given order of items that share a title included
-    assert (trie.num_nodes, trie.num_items) == (size(root), len(titles))
+    assert (trie.num_nodes, len(trie.items)) == (size(root), len(titles))
     assert int(trie.node_token[0]) == -1
     assert len(trie.child_token) == len(trie.child_node) == trie.num_nodes - 1
 
@@ -114,6 +110,10 @@ def test_to_keeps_what_is_there_and_copies_elsewhere():
     assert trie.device.type == "cpu"
 
 
+def ragged(flat, start):
+    return RaggedRows(torch.tensor(flat), torch.tensor(start))
+
+
 @pytest.mark.parametrize(
     "sequences, items, message",
     [
@@ -126,8 +126,10 @@ def test_to_keeps_what_is_there_and_copies_elsewhere():
         ([[1, 0], [2, 0]], [1], "one item id for each of its 2 titles"),
         ([[1, 0], [2, 0]], [4, 4], "item 4 was given more than one"),
         ([[1, 0]], [-1], "item ids must lie"),
-        (([1, 0], [0, 3]), None, "offsets must run from 0"),
-        (([1, 0], [0, 3, 2]), None, "no token"),
+        (ragged([1, 0], [1, 2]), None, "offsets must run from 0"),
+        (ragged([1, 0], []), None, "offsets must run from 0"),
+        (ragged([1, 0], [0, 3]), None, "offsets must run from 0"),
+        (ragged([1, 0], [0, 3, 2]), None, "no token"),
     ],
 )
 def test_errors_say_what_is_wrong(sequences, items, message):

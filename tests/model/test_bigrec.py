@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import draw_weights
 
-from recbole_flr.data.collate import IGNORE
+from recbole_flr.data.prompt import IGNORE
 from recbole_flr.errors import ConfigError
 from recbole_flr.registry import get_trainer
 from recbole_flr.training import checkpoint

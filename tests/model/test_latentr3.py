@@ -7,7 +7,7 @@ import torch
 from conftest import assert_learns, draw_weights
 from torch import nn
 
-from recbole_flr.data.collate import IGNORE
+from recbole_flr.data.prompt import IGNORE
 from recbole_flr.model.backbone import Backbone, load_tokenizer
 from recbole_flr.model.latentr3 import LatentAttention
 from recbole_flr.model.reasoner import read_prompt

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import TITLES, write_dataset
 
-from recbole_flr.data.collate import IGNORE
+from recbole_flr.data.prompt import IGNORE
 from recbole_flr.evaluation import title_ranks
 
 CATALOGUES = {
