@@ -97,6 +97,13 @@ def draw_weights(model, std):
     return model
 
 
+def think(reasoner, backbone, embeddings, mask, use_cache=True):
+    """Read prompts and think about them in one go -> Thought."""
+    from recbole_flr.model.reasoner import read_prompt
+
+    return reasoner.think(backbone, read_prompt(backbone, embeddings, mask, use_cache, reasoner.initial))
+
+
 def assert_learns(model, loaders):
     """A dozen steps on one batch lower its loss, and the model ranks all items afterwards."""
     batch = next(iter(loaders[0]))

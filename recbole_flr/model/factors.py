@@ -172,7 +172,7 @@ class LossWeights(nn.Module):
             dict, name -> LossPart. With ``uncertainty`` the part `uncertainty` is the sum of s, of which Kendall adds half.
         """
         parts = {name: LossPart(regularisers[name], weight) for name, weight in self.lambdas().items()}
-        if self.unbounded is not None:
+        if parts and self.unbounded is not None:
             parts["uncertainty"] = LossPart(self.log_variance().sum(), 0.5)
         return parts
 
