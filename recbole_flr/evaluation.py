@@ -30,14 +30,14 @@ def title_ranks(scores, title_ids, targets):
         targets: [P] item ids.
 
     Returns:
-        [P] int64 from 1. Ties count against the target. A title that was not reached (-inf) has rank n_items.
+        [P] int64 from 1. Ties count against the target. A title that was not reached (-inf) has rank n_items + 1, beyond any cut-off.
     """
     n_titles = int(title_ids.max()) + 1
     best = scores.new_full((len(scores), n_titles), -math.inf)
     best = best.scatter_reduce(1, title_ids.expand(len(scores), -1), scores, reduce="amax")
     target = best.gather(1, title_ids[targets].unsqueeze(1))
     above = (best[:, 1:] >= target).sum(1)
-    return torch.where(target.squeeze(1) == -math.inf, scores.shape[1], above)
+    return torch.where(target.squeeze(1) == -math.inf, scores.shape[1] + 1, above)
 
 
 def item_ranks(scores, targets, top_items):
@@ -50,11 +50,11 @@ def item_ranks(scores, targets, top_items):
 
     Returns:
         [P] int64 from 1: the place in `top_items`, or else one more than the number of items that are better, but more than K.
-        A target that was not reached (-inf) and is not in `top_items` has rank n_items.
+        A target that was not reached (-inf) and is not in `top_items` has rank n_items + 1.
     """
     own = scores.gather(1, targets.unsqueeze(1))
     rank = ((scores > own).sum(1) + 1).clamp_min(top_items.shape[1] + 1)
-    rank = torch.where(own.squeeze(1) == -math.inf, scores.shape[1], rank)
+    rank = torch.where(own.squeeze(1) == -math.inf, scores.shape[1] + 1, rank)
     found = top_items == targets.unsqueeze(1)
     return torch.where(found.any(1), found.int().argmax(1) + 1, rank)
 
@@ -98,7 +98,7 @@ class RankCollector(Collector):
 
         Returns:
             dict of numpy arrays. `row`, `target`, `item_rank` and, with titles, `title_rank`: [P] int32, where `row` counts the
-            rows of the evaluated loader, item ids are RecBole's internal ones, and ranks count from 1 (n_items if not reached).
+            rows of the evaluated loader, item ids are RecBole's internal ones, and ranks count from 1 (n_items + 1 if not reached).
             `top_items` [rows, K] int32 and `top_scores` [rows, K] float32, the best first.
         """
         parts, self._parts, self._rows = self._parts, [], 0

@@ -1,7 +1,11 @@
 """Tiny models and data that the tests make themselves; everything runs on one thread of a CPU, without a network."""
 
+import copy
+import json
 import logging
 import os
+import shutil
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -65,11 +69,49 @@ TINY_FLR = {**TINY_LATENT, "num_factors": 3}
 TINY_OPTIONS = {"FLR": TINY_FLR, "LatentR3": TINY_LATENT, "BIGRec": TINY_LM}
 
 
+@pytest.fixture(scope="session")
+def session_data(tmp_path_factory):
+    """Folder to be used as data_path, with the data set `tiny` in it, for tests that leave it as it is."""
+    folder = tmp_path_factory.mktemp("session") / "data"
+    write_dataset(folder)
+    return folder
+
+
 @pytest.fixture
-def tiny_data(tmp_path):
-    """Folder to be used as data_path, with the data set `tiny` in it."""
-    write_dataset(tmp_path / "data")
+def tiny_data(session_data, tmp_path):
+    """A copy of the data set `tiny`, in a folder of the test's own."""
+    shutil.copytree(session_data, tmp_path / "data")
     return tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def _runs(tmp_path_factory):
+    """Finished runs: model and options -> where they are, and their results."""
+    return tmp_path_factory.mktemp("runs"), {}
+
+
+@pytest.fixture
+def trained(_runs, session_data, monkeypatch):
+    """trained("FLR", **options) -> (run folder, result). Each run is made once for all tests of a process and then copied."""
+    from recbole_flr.quick_start import run_recbole_flr
+
+    root, found = _runs
+
+    def copy_of(model="FLR", **options):
+        options = {**TINY_OPTIONS.get(model, TINY), "data_path": str(session_data), **options}
+        key = json.dumps([model, options], sort_keys=True)
+        if key not in found:
+            place = root / str(len(found))
+            place.mkdir()
+            with monkeypatch.context() as patch:
+                patch.chdir(place)
+                result = run_recbole_flr(model, "tiny", config_dict=options)
+            found[key] = place, result
+        place, result = found[key]
+        shutil.copytree(place, Path.cwd(), dirs_exist_ok=True)
+        return next(Path("saved").iterdir()), copy.deepcopy(result)
+
+    return copy_of
 
 
 def exact_norms(model):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recbole.evaluator import Collector, Evaluator
 
-from recbole_flr.evaluation import RANK, TitleCollector, TitleEvaluator, title_ranks
+from recbole_flr.evaluation import METRICS, TITLE_RANK, RankCollector, TitleEvaluator, item_ranks, metrics_table, title_ranks
 
 INF = math.inf
 N_ITEMS = 30
@@ -16,12 +16,12 @@ SHARED = torch.tensor([0] + [1 + item % 11 for item in range(N_ITEMS - 1)])
 
 
 def plain_rank(scores, title_ids, target):
-    """The oracle: 0 for the best; titles with the same score stand before the target; -inf is behind all items."""
+    """The oracle: 1 for the best; titles with the same score stand before the target; -inf is behind all items."""
     best = {}
     for item in range(1, len(scores)):
         best[title_ids[item]] = max(best.get(title_ids[item], -INF), scores[item])
     mine = best.pop(title_ids[target])
-    return len(scores) if mine == -INF else sum(score >= mine for score in best.values())
+    return len(scores) + 1 if mine == -INF else 1 + sum(score >= mine for score in best.values())
 
 
 @settings(deadline=None, max_examples=200)
@@ -41,18 +41,18 @@ def test_title_ranks_are_the_plain_loop(data):
 
 def test_the_other_item_of_the_title_counts():
     scores = torch.tensor([[-INF, 1.0, 5.0, 3.0]])
-    assert title_ranks(scores, torch.tensor([0, 1, 2, 1]), torch.tensor([1])).tolist() == [1]  # 3 of item 3, below 5
-    assert title_ranks(scores, torch.tensor([0, 1, 1, 2]), torch.tensor([1])).tolist() == [0]  # 5 of item 2
+    assert title_ranks(scores, torch.tensor([0, 1, 2, 1]), torch.tensor([1])).tolist() == [2]  # 3 of item 3, below 5
+    assert title_ranks(scores, torch.tensor([0, 1, 1, 2]), torch.tensor([1])).tolist() == [1]  # 5 of item 2
 
 
 def test_the_padding_is_no_title():
     scores = torch.tensor([[9.0, 1.0, 0.0]])
-    assert title_ranks(scores, torch.tensor([0, 1, 2]), torch.tensor([1])).tolist() == [0]
+    assert title_ranks(scores, torch.tensor([0, 1, 2]), torch.tensor([1])).tolist() == [1]
 
 
 def test_what_was_not_reached_is_no_hit_however_few_the_titles():
     scores = torch.full((1, 11), -INF)  # ten items, so RecBole takes topk 10, but one title
-    assert title_ranks(scores, torch.tensor([0] + 10 * [1]), torch.tensor([4])).item() >= 10
+    assert title_ranks(scores, torch.tensor([0] + 10 * [1]), torch.tensor([4])).item() > 11
 
 
 def batches(seed, sizes=(7, 1, 24)):
@@ -78,7 +78,7 @@ def config(tmp_path_factory):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_distinct_titles_give_the_metrics_of_recbole(config, seed):
-    result = evaluate(config, seed, TitleCollector(config, DISTINCT), TitleEvaluator(config))
+    result = evaluate(config, seed, RankCollector(config, DISTINCT), TitleEvaluator(config))
     for k in (1, 5, 10):
         assert result[f"title_hit@{k}"] == pytest.approx(result[f"hit@{k}"], abs=2e-9)
         assert result[f"title_ndcg@{k}"] == pytest.approx(result[f"ndcg@{k}"], abs=2e-9)
@@ -87,7 +87,7 @@ def test_distinct_titles_give_the_metrics_of_recbole(config, seed):
 
 def test_the_metrics_of_recbole_are_untouched(config):
     plain = evaluate(config, 0, Collector(config), Evaluator(config))
-    ours = evaluate(config, 0, TitleCollector(config, SHARED), TitleEvaluator(config))
+    ours = evaluate(config, 0, RankCollector(config, SHARED), TitleEvaluator(config))
     assert {name: value for name, value in ours.items() if not name.startswith("title_")} == plain
     assert list(ours)[:len(plain)] == list(plain)
     added = {f"title_{metric}@{k}" for metric in ("hit", "ndcg") for k in (1, 5, 10)}
@@ -95,35 +95,97 @@ def test_the_metrics_of_recbole_are_untouched(config):
 
 
 def test_shared_titles_against_the_formula(config):
-    result = evaluate(config, 1, TitleCollector(config, SHARED), TitleEvaluator(config))
+    result = evaluate(config, 1, RankCollector(config, SHARED), TitleEvaluator(config))
     ranks = [plain_rank(row.tolist(), SHARED.tolist(), target)
              for scores, targets in batches(1) for row, target in zip(scores, targets.tolist())]
     for k in (1, 5, 10):
-        assert result[f"title_hit@{k}"] == pytest.approx(sum(r < k for r in ranks) / len(ranks), abs=2e-9)
-        gains = [1 / math.log2(r + 2) for r in ranks if r < k]
+        assert result[f"title_hit@{k}"] == pytest.approx(sum(r <= k for r in ranks) / len(ranks), abs=2e-9)
+        gains = [1 / math.log2(r + 1) for r in ranks if r <= k]
         assert result[f"title_ndcg@{k}"] == pytest.approx(sum(gains) / len(ranks), abs=2e-9)
     assert result["title_hit@5"] > result["hit@5"]
 
 
 def test_a_second_evaluation_starts_afresh(config):
-    collector, evaluator = TitleCollector(config, SHARED), TitleEvaluator(config)
+    collector, evaluator = RankCollector(config, SHARED), TitleEvaluator(config)
     first = evaluate(config, 2, collector, evaluator)
-    assert RANK not in collector.data_struct
+    assert TITLE_RANK not in collector.data_struct
     assert evaluate(config, 3, collector, evaluator) != first
     assert evaluate(config, 2, collector, evaluator) == first
 
 
 def test_rows_with_several_targets_or_none(config):
     """RecBole names the row of each target; a row may occur twice."""
-    collector = TitleCollector(config, DISTINCT)
+    collector = RankCollector(config, DISTINCT)
     scores, _ = next(batches(4))
     rows, targets = torch.tensor([3, 0, 3]), torch.tensor([5, 6, 7])
     collector.eval_batch_collect(scores, None, rows, targets)
     expected = [plain_rank(scores[row].tolist(), DISTINCT.tolist(), t) for row, t in zip(rows, targets.tolist())]
-    assert collector.get_data_struct()[RANK].tolist() == expected
+    assert collector.get_data_struct()[TITLE_RANK].tolist() == expected
 
 
 def test_places_are_rounded_as_the_option_says(tmp_path):
     config = make_config(tmp_path, metrics=["Hit"], topk=[10], valid_metric="Hit@10", metric_decimal_place=2)
-    result = evaluate(config, 0, TitleCollector(config, SHARED), TitleEvaluator(config))
+    result = evaluate(config, 0, RankCollector(config, SHARED), TitleEvaluator(config))
     assert result["title_ndcg@10"] == round(result["title_ndcg@10"], 2) > 0
+
+
+# ranks of items
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 2**31), st.integers(1, 12), st.integers(2, 12), st.sampled_from([2, 5, 1000]))
+def test_item_ranks_give_the_hits_of_torchs_top_k(seed, rows, items, values):
+    """Few values make ties, also at -inf: whatever top-k decides, the ranks agree with it."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, values, (rows, items), generator=generator).double()
+    scores[torch.rand(rows, items, generator=generator) < 0.3] = -INF
+    targets = torch.randint(0, items, (rows,), generator=generator)
+    most = int(torch.randint(1, items + 1, (), generator=generator))
+    top = scores.topk(most).indices
+    ranks = item_ranks(scores, targets, top)
+    for row, (rank, target) in enumerate(zip(ranks.tolist(), targets.tolist())):
+        listed = top[row].tolist()
+        if target in listed:
+            assert rank == listed.index(target) + 1
+        elif scores[row, target] == -INF:
+            assert rank == items + 1
+        else:
+            better = sum(score > scores[row, target] for score in scores[row].tolist())
+            assert rank == max(better + 1, most + 1)
+
+
+def test_ranks_of_an_evaluation_give_its_metrics_again(config):
+    collector = RankCollector(config, SHARED)
+    result = evaluate(config, 5, collector, TitleEvaluator(config))
+    ranks = collector.take_ranks()
+    assert ranks["row"].tolist() == list(range(32)) and ranks["top_items"].shape == ranks["top_scores"].shape == (32, 10)
+    assert ranks["target"].tolist() == [target for _, targets in batches(5) for target in targets.tolist()]
+    for k in (1, 5, 10):
+        for kind, prefix in (("item", ""), ("title", "title_")):
+            rank = torch.from_numpy(ranks[f"{kind}_rank"])
+            assert (rank <= k).double().mean().item() == pytest.approx(result[f"{prefix}hit@{k}"], abs=2e-9)
+            assert METRICS["title_ndcg"](rank, k).mean().item() == pytest.approx(result[f"{prefix}ndcg@{k}"], abs=2e-9)
+    for row, (scores, _) in enumerate((s, t) for part, targets in batches(5) for s, t in zip(part, targets)):
+        assert ranks["top_items"][row].tolist() == scores.topk(10).indices.tolist()
+    assert collector.take_ranks() == {}
+
+
+def test_ranks_without_titles(config):
+    collector = RankCollector(config)
+    evaluate(config, 5, collector, Evaluator(config))
+    assert collector.take_ranks().keys() == {"row", "target", "item_rank", "top_items", "top_scores"}
+
+
+def test_several_targets_of_a_row_have_a_rank_each(config):
+    collector = RankCollector(config, DISTINCT)
+    scores, _ = next(batches(4))
+    for _ in range(2):  # two batches: the rows of the second are numbered on
+        collector.eval_batch_collect(scores, None, torch.tensor([3, 0, 3]), torch.tensor([5, 6, 7]))
+    ranks = collector.take_ranks()
+    assert ranks["row"].tolist() == [3, 0, 3, 10, 7, 10] and ranks["target"].tolist() == [5, 6, 7] * 2
+    assert ranks["item_rank"].tolist() == ranks["title_rank"].tolist() and len(ranks["top_items"]) == 14
+
+
+def test_a_table_has_a_line_for_each_evaluation():
+    lines = metrics_table({"sft valid": {"hit@5": 0.5}, "sft test": {"hit@5": 0.25}}).splitlines()
+    assert lines[0].split() == ["hit@5"] and lines[2].split() == ["sft", "valid", "0.5000"]

@@ -7,23 +7,27 @@ from recbole.model.sequential_recommender import SASRec
 from recbole.trainer import Trainer
 from recbole.utils import InputType, ModelType
 
-from recbole_flr import trainer
 from recbole_flr.config import Config
+from recbole_flr.contracts import Recommender
 from recbole_flr.errors import ConfigError
-from recbole_flr.registry import MODELS, get_model, get_trainer, model_names
+from recbole_flr.registry import MODELS, get_model, model_names
+from recbole_flr.trainer import SafeCheckpoints, with_safe_checkpoints
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_own_models(name):
     model = get_model(name)
-    assert model.__name__ == name and model.__module__.startswith("recbole_flr.")
+    assert model.__name__ == name and model.__module__.startswith("recbole_flr.") and issubclass(model, Recommender)
     assert model.type == ModelType.SEQUENTIAL and model.input_type in InputType
-    assert get_trainer(Config(name, "toys_demo")) is getattr(trainer, MODELS[name].trainer)
+    assert not model.weights_depend_on_item_ids and model.stages
 
 
-def test_other_models_are_recboles():
-    assert get_model("SASRec") is SASRec
-    assert get_model("Random") is Random  # has no yaml file
+@pytest.mark.parametrize("name, own", [("SASRec", SASRec), ("Random", Random)])  # Random has no yaml file
+def test_other_models_are_recboles_with_the_contracts_defaults(name, own):
+    model = get_model(name)
+    assert issubclass(model, own) and issubclass(model, Recommender) and model is get_model(name)
+    assert (model.__name__, model.__module__) == (own.__name__, own.__module__)
+    assert model.weights_depend_on_item_ids and model.stages == ()
 
 
 def test_model_names_can_be_loaded():
@@ -57,6 +61,6 @@ def test_a_missing_package_is_named():
 def test_recboles_trainers_get_safe_checkpoints(name):
     config = Config(name, "ml-100k")
     recboles = recbole.utils.get_trainer(config["MODEL_TYPE"], name)
-    found = get_trainer(config)
-    assert issubclass(found, trainer.SafeCheckpoints) and issubclass(found, recboles) and issubclass(found, Trainer)
-    assert found is get_trainer(config)
+    found = with_safe_checkpoints(recboles)
+    assert issubclass(found, SafeCheckpoints) and issubclass(found, recboles) and issubclass(found, Trainer)
+    assert found is with_safe_checkpoints(recboles)

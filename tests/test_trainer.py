@@ -15,9 +15,9 @@ from recbole.trainer import Trainer
 
 from recbole_flr.errors import CheckpointError, FLRError
 from recbole_flr.quick_start import load_data_and_model, run_recbole_flr
-from recbole_flr.registry import get_trainer
-from recbole_flr.trainer import StagedTrainer
+from recbole_flr.trainer import build_trainer
 from recbole_flr.training import checkpoint
+from recbole_flr.training.staged import StagedTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 BOTH = {"stages": "sft,grpo", "epochs": 2, "grpo_epochs": 2, "grpo_stopping_step": 5}
@@ -42,7 +42,7 @@ def test_same_seed_same_metrics_and_no_pickles(tiny_data, model):
     names = {"hit@5", "hit@10", "ndcg@5", "ndcg@10", "title_hit@5", "title_hit@10", "title_ndcg@5", "title_ndcg@10"}
     assert results[0]["test_result"].keys() == names
     run = only_run("saved0")
-    assert {"best.safetensors", "last.safetensors", "run.json"} <= {p.name for p in run.iterdir()}
+    assert {"best.safetensors", "last.safetensors", "run.json", "result.json", "ranks.npz"} <= {p.name for p in run.iterdir()}
     for path in Path().rglob("*"):
         assert path.suffix not in {".pth", ".pt", ".pkl", ".bin"} and not path.name.endswith(".tmp")
     assert list(Path("log_tensorboard").rglob("events*"))
@@ -120,7 +120,7 @@ def test_load_data_and_model_gives_identical_scores(tiny_data, model):
     options = {**OPTIONS[model], "data_path": str(tiny_data), "epochs": 2}
     result = run_recbole_flr(model, "tiny", config_dict=options)
     config, loaded, dataset, train_data, valid_data, test_data = load_data_and_model(only_run())
-    trainer = get_trainer(config)(config, loaded)
+    trainer = build_trainer(config, loaded)
     trainer.eval_collector.data_collect(train_data)
     test = trainer.evaluate(test_data, load_best_model=False)
     assert {name: result["test_result"][name] for name in test} == test
@@ -145,7 +145,7 @@ def test_early_stopping_keeps_the_best(tiny_data):
     last = checkpoint.read(only_run() / "last.safetensors")[1]
     assert last["next_epoch"] < 30 and last["cur_step"] == 2 and result["best_valid_score"] == last["best_valid_score"]
     config, model, *_, valid_data, _ = load_data_and_model(only_run())
-    trainer = get_trainer(config)(config, model)
+    trainer = build_trainer(config, model)
     again = trainer.evaluate(valid_data, load_best_model=False)
     assert again["ndcg@10"] == result["best_valid_score"]
 
@@ -163,6 +163,8 @@ def test_stages_show_in_tensorboard(tiny_data):
     run_recbole_flr("FLR", "tiny", config_dict={**OPTIONS["FLR"], "data_path": str(tiny_data)})
     folder = next(path.parent for path in Path("log_tensorboard").rglob("events*"))
     events = EventAccumulator(str(folder)).Reload()
+    for name in ("title", "orthogonality", "orthogonality_weight", "loss"):
+        assert len(events.Scalars(f"sft/{name}")) == 4
     assert len(events.Scalars("Loss/Train/warmup")) == 2 and len(events.Scalars("Loss/Train/sft")) == 4
     assert len(events.Scalars("Vaild_score")) == 4  # RecBole's spelling
 
@@ -240,24 +242,24 @@ def test_a_pretrained_backbone_survives_both_stages(tiny_data, saved_models, tra
     """A backbone that the first stage trained and the second froze still has its place in the checkpoint."""
     result = run(tiny_data, backbone=str(saved_models["qwen2"]), prompt="compact", trainable=trainable)
     trainer_config, model, *_, test_data = load_data_and_model(only_run())
-    trainer = get_trainer(trainer_config)(trainer_config, model)
+    trainer = build_trainer(trainer_config, model)
     trainer.eval_collector.data_collect(test_data)
     test = trainer.evaluate(test_data, load_best_model=False)
     assert {name: result["test_result"][name] for name in test} == test
 
 
-def test_figures_of_reinforcement_show_in_tensorboard(tiny_data):
+def test_every_part_of_the_loss_shows_in_tensorboard(tiny_data):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run(tiny_data, grpo_updates=2, show_progress=True)
     folder = next(path.parent for path in Path("log_tensorboard").rglob("events*"))
     events = EventAccumulator(str(folder)).Reload()
     names = ["reward", "confidence", "match", "advantage_std", "ratio", "clip_fraction", "kl", "noise", "orthogonality",
-             "diversity", "sparsity", "lambda_orthogonality", "lambda_diversity", "lambda_sparsity"]
+             "diversity", "sparsity", "orthogonality_weight", "diversity_weight", "sparsity_weight", "surrogate", "kl_weight"]
     for name in names:
-        values = [event.value for event in events.Scalars(f"GRPO/{name}")]
+        values = [event.value for event in events.Scalars(f"grpo/{name}")]
         assert len(values) == 2 and all(np.isfinite(values)), name
-    assert events.Scalars("GRPO/noise")[0].value == pytest.approx(0.3, rel=0.2)
+    assert events.Scalars("grpo/noise")[0].value == pytest.approx(0.3, rel=0.2)
     assert len(events.Scalars("Loss/Train/grpo")) == len(events.Scalars("Valid/grpo")) == 2
 
 
@@ -297,14 +299,14 @@ def test_reinforcement_with_a_backbone_in_bfloat16(tiny_data):
     run(tiny_data, torch_dtype="bfloat16", grpo_updates=2, grpo_learning_rate=1e-5)
     folder = next(path.parent for path in Path("log_tensorboard").rglob("events*"))
     events = EventAccumulator(str(folder)).Reload()
-    assert 0 < events.Scalars("GRPO/kl")[0].value < 1e-2 and events.Scalars("GRPO/ratio")[0].value != 1
+    assert 0 < events.Scalars("grpo/kl")[0].value < 1e-2 and events.Scalars("grpo/ratio")[0].value != 1
 
 
 @pytest.mark.parametrize("model, options, message", [
     ("FLR", {"stages": "grpo"}, "stages: found grpo alone.*--checkpoint=PATH"),
-    ("FLR", {"stages": "grpo,sft"}, "stages: found 'grpo,sft', expected sft, grpo or sft,grpo"),
+    ("FLR", {"stages": "grpo,sft"}, "stages: found 'grpo,sft', expected one or more of sft, grpo, in this order"),
     ("FLR", {"stages": "sft, gpro"}, "stages: found 'sft, gpro'"), ("FLR", {"stages": []}, r"stages: found \[\]"),
-    ("FLR", {"stages": ["sft", "sft"]}, "stages: found"), ("BIGRec", {"stages": "sft,grpo"}, "no thought to reinforce"),
+    ("FLR", {"stages": ["sft", "sft"]}, "stages: found"), ("BIGRec", {"stages": "sft,grpo"}, "found 'sft,grpo', expected sft: these are the stages of BIGRec"),
     ("FLR", {"group_size": 1}, "group_size: found 1, expected int >= 2"),
     ("FLR", {"checkpoint": "nowhere"}, "found no nowhere"),
 ])
@@ -316,5 +318,5 @@ def test_what_no_stage_can_be(tiny_data, model, options, message):
 
 def test_two_runs_in_one_second_do_not_meet(build):
     config, model, _ = build()
-    trainers = [get_trainer(config)(config, model) for _ in range(3)]
+    trainers = [build_trainer(config, model) for _ in range(3)]
     assert len({trainer.open_folder() for trainer in trainers}) == 3
