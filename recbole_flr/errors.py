@@ -1,8 +1,10 @@
-"""Errors whose message is meant for the person at the keyboard.
+"""Errors whose message is meant for the person at the keyboard, and `nearest`, which helps to write one.
 
 Each says what was found, what was expected and what to do; the command line prints the message alone and exits with
 status 2. Anything else that is raised is a bug and keeps its traceback.
 """
+
+from difflib import SequenceMatcher
 
 
 class FLRError(Exception):
@@ -19,3 +21,8 @@ class DataError(FLRError):
 
 class CheckpointError(FLRError):
     """A checkpoint that is missing, incomplete, or does not fit the model or the data."""
+
+
+def nearest(name, known):
+    """Find the known name that is most like a mistyped one; upper and lower case count as equal."""
+    return max(sorted(known), key=lambda other: SequenceMatcher(None, str(name).lower(), other.lower()).ratio())

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import recbole.utils
 
-from recbole_flr.errors import ConfigError
-from recbole_flr.options import nearest
+from recbole_flr.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)
