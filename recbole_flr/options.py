@@ -118,7 +118,7 @@ class Option(BaseModel):
 
     @property
     def is_text(self):
-        """Whether every word on the command line is a value as it stands, so that 1e-3 is a text and no number."""
+        """Whether a word of the command line is always a text here, so that 1e-3 stays a text and is no number."""
         return set(alternatives(self.allowed)) in ({"str"}, {"str", "null"})
 
 

@@ -26,7 +26,7 @@ def refused(message, model="FLR", dataset="toys_demo", files=None, **options):
 
 
 def values(config):
-    """All of the final options, comparable."""
+    """The final options in a form that can be compared."""
     return {name: str(value) if name in ("device", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type") else value
             for name, value in config.final_config_dict.items()}
 
@@ -36,8 +36,9 @@ def values(config):
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_all_models_of_a_data_set_get_the_same_protocol(dataset):
     names = ["eval_args", "metrics", "topk", "valid_metric", "valid_metric_bigger", "MAX_ITEM_LIST_LENGTH", "load_col",
-             "repeatable", "benchmark_filename", "alias_of_item_id", "data_path", "filter_inter_by_user_or_item", "user_inter_num_interval",
-             "item_inter_num_interval", "val_interval", "rm_dup_inter", "seed", "title_metrics", "metric_decimal_place"]
+             "repeatable", "benchmark_filename", "alias_of_item_id", "data_path", "filter_inter_by_user_or_item",
+             "user_inter_num_interval", "item_inter_num_interval", "val_interval", "rm_dup_inter", "seed",
+             "title_metrics", "metric_decimal_place"]
     configs = [Config(model, dataset) for model in FOUR]
     first = {name: configs[0][name] for name in names}
     for config in configs[1:]:
@@ -72,7 +73,7 @@ def test_model_as_a_class():
 
 
 def test_loss_brings_the_negatives_it_needs():
-    assert Config("NARM", "toys_demo")["train_neg_sample_args"]["distribution"] == "none"  # RecBole: ValueError
+    assert Config("NARM", "toys_demo")["train_neg_sample_args"]["distribution"] == "none"  # RecBole raises a ValueError here
     drawn = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
     assert Config("SASRec", "toys_demo", config_dict={"loss_type": "BPR"})["train_neg_sample_args"] == drawn
     refused("train_neg_sample_args", "SASRec", loss_type="BPR", train_neg_sample_args="None")
@@ -86,7 +87,7 @@ def test_load_col_follows_the_field_names():
 
 
 def test_a_part_of_eval_args_keeps_the_rest():
-    """RecBole would fill the gaps with its random split, which a sequential model cannot even use."""
+    """RecBole would take the missing parts from its own random split, which sequential models cannot use."""
     config = Config("SASRec", "ml-100k", config_dict={"eval_args": "{'mode': 'uni100'}"})
     assert config["eval_args"] == {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user",
                                    "mode": {"valid": "uni100", "test": "uni100"}}
@@ -159,7 +160,7 @@ def test_value_metrics_are_refused_beside_full_ranking():
 
 
 def test_valid_metric_must_be_among_the_cut_offs():
-    """RecBole: a KeyError after the first epoch of training."""
+    """RecBole would raise a KeyError after the first epoch of training."""
     refused(r"found 'NDCG@10', expected one of hit@20, ndcg@20", topk="20")
     assert Config("SASRec", "toys_demo", config_dict={"topk": "20", "valid_metric": "ndcg@20"})["topk"] == [20]
     refused("title_hit@5", valid_metric="title_hit@5", title_metrics="False")
@@ -273,7 +274,7 @@ def test_a_missing_or_unknown_model_or_data_set_is_refused(model, dataset, messa
 # split files
 
 def split_data_set(folder, name="mine", parts=("train", "valid", "test"), options=None):
-    """Files of a data set, empty but for its own yaml file. Returns the data_path."""
+    """Make empty split files, and the data set's own yaml file if `options` has its text. Returns the data_path."""
     (folder / name).mkdir(parents=True)
     for part in parts:
         (folder / name / f"{name}.{part}.inter").touch()
@@ -314,7 +315,7 @@ def test_a_split_that_the_user_gives_wins(given, tmp_path):
 
 
 def test_a_published_data_set_needs_no_files_to_be_known_as_split(tmp_path):
-    """They are made after the configuration, by the download or the demo."""
+    """The download or the demo makes the files after the Config was made."""
     path = split_data_set(tmp_path / "data", "cds")
     for name in ("cds", "cds-2023"):
         assert values(Config("FLR", name)) == {**values(Config("FLR", "cds")), "dataset": name,
@@ -440,7 +441,7 @@ def test_numpy_aliases(monkeypatch):
 
 
 def test_numpy_aliases_of_numpy_2(monkeypatch):
-    """Names that numpy 2 has are left alone, and none that it dropped (float_, complex_, unicode_) is read."""
+    """Names that numpy 2 has stay as they are, and names that it no longer has (float_, complex_, unicode_) are not read."""
     marker = type("marker", (), {})
     monkeypatch.setattr(np, "bool", marker, raising=False)
     for name in ("float_", "complex_", "unicode_"):
@@ -460,7 +461,7 @@ def test_no_eval_on_data():
 
 
 def test_a_converted_data_set_brings_its_own_options(tmp_path):
-    """Whatever its name: the split in the files is used, not another one."""
+    """A data set of any name uses the split in its files."""
     import gzip
     import json as json_
 
