@@ -32,6 +32,7 @@ setup(
         "pandas>=2.2,<3",  # RecBole fills missing values in a way that pandas 3 ignores
         "scipy>=1.13",
         "pyyaml>=6",
+        "pydantic>=2.7,<3",  # checks the values of options
         "duckdb>=2,<3",  # dataset_scripts reads raw files with it
         "zstandard>=0.22",
         # what RecBole 1.2.1 needs of its own requirements

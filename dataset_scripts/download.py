@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dataset_scripts.fetch import fetch
 from recbole_flr.errors import ConfigError, FLRError
-from recbole_flr.options import nearest
+from recbole_flr.errors import nearest
 
 BASE = "https://mcauleylab.ucsd.edu/public_datasets/data"
 OLDER_BASE = "https://datarepo.eng.ucsd.edu/mcauley_group/data"  # where the same tree was before

@@ -61,9 +61,11 @@ def main(arguments=None):
         options = parse_arguments(arguments)
         if "help" in options:
             from recbole_flr.options import help_text
+            from recbole_flr.registry import MODELS
 
+            model = options.get("model", "FLR")
             print(USAGE + "\nOptions of the plug-in (name, default, what is allowed, what it does and costs):")
-            print(help_text(options.get("model", "FLR")))
+            print(help_text(model, MODELS[model].shared_options if model in MODELS else ()))
             return 0
         from recbole_flr.quick_start import run_recbole_flr
 

@@ -1,26 +1,30 @@
-"""RecBole's Config, with the plug-in's `properties/`, numpy 1 and 2, and a refusal of what it does not know.
+"""RecBole's Config with the plug-in's options, which refuses unknown options and wrong values.
 
-How it differs from RecBole's:
-- values are parsed as yaml, never with eval;
-- an unknown option or a wrong value is a ConfigError (RecBole: silently None);
-- the command line is read by the script, not here: a Config made in a test or a notebook does not see its arguments.
+It differs from RecBole's own in these points:
+
+- It reads values as yaml and never evaluates them as Python.
+- It raises a ConfigError for an unknown option or a wrong value. RecBole would ignore the option.
+- It does not read the command line; the script does. A Config in a test or a notebook does not see their arguments.
+- It works with numpy 1 and numpy 2.
+
+The defaults come from these places, and a later one overrides an earlier one: RecBole's yaml files, the plug-in's
+(`recbole_flr.options.option_files`), and the file NAME.yaml in the data set's own folder, which `dataset_scripts` writes.
 """
 
 import copy
-import re
 from pathlib import Path
 
 import numpy as np
 import recbole.config
 import yaml
-from recbole.evaluator import metric_types
 from recbole.utils import InputType, ModelType, argument_list
 
 from recbole_flr import registry
 from recbole_flr.errors import ConfigError
-from recbole_flr.options import TYPES, check, nearest, option_files, options_for, parse_text, parse_value
+from recbole_flr.options import Loader, check, options_for, parse_text, parse_value
+from recbole_flr.protocol import check_evaluation
 
-# what RecBole reads but declares in none of its yaml files
+# Options that RecBole reads but declares in none of its yaml files
 UNDECLARED = {
     "model", "dataset", "nproc", "world_size", "ip", "port", "offset", "local_rank", "group_offset", "neg_sampling",
     "training_neg_sample_num", "reg_weight", "tail_ratio", "mask_ratio", "ft_ratio", "beta", "eta",
@@ -29,65 +33,58 @@ UNDECLARED_OF = {
     "AutoInt": {"has_residual"}, "DiffRec": {"norm"}, "LDiffRec": {"norm"}, "KD_DAGFM": {"cin"},
     "FEARec": {"contrast", "sim", "tau", "use_filter"},
 }
-NO_OPTIONS = {"MODEL_TYPE", "config_file"}  # in RecBole's lists, but not for a user to set
-# whole numbers in RecBole's yaml files of models where a fraction may stand as well
+NO_OPTIONS = {"MODEL_TYPE", "config_file"}  # names in RecBole's lists that a user cannot set
+# Options whose defaults in RecBole's yaml files are ints, although fractions are allowed
 FRACTIONS = {"q", "resolution", "global_ratio", "spatial_ratio", "dropout_prob", "hidden_dropout_prob"}
-NOT_ONLY_TEXT = {"gpu_id", "additional_feat_suffix"}  # text in RecBole's yaml files, but a number or list may stand there
-WITHOUT_CUTOFF = {"auc", "gauc", "mae", "rmse", "logloss"}
-EVAL_ARGS = ("split", "order", "group_by", "mode")
+NOT_ONLY_TEXT = {"gpu_id", "additional_feat_suffix"}  # options with a text as default that also allow a number or a list
+PARTS = ("train", "valid", "test")
 PICKLES = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
-NUMPY_ALIASES = {  # RecBole writes np.float and the like, which numpy has dropped
+NUMPY_ALIASES = {  # RecBole uses names such as np.float, which newer versions of numpy do not have
     "bool": np.bool_, "int": np.int_, "float": np.float64, "complex": np.complex128, "object": np.object_,
     "str": np.str_, "long": np.int_, "unicode": np.str_,
 }
 
 
-def check_evaluation(options, model_type):
-    """Refuse metrics and protocols over which RecBole would stumble later, some of them after an epoch of training.
+def read_yaml(path, option):
+    """Read a user's yaml file with options.
+
+    Args:
+        path: of the file.
+        option (str): the option that led to this file; error messages begin with it.
+
+    Returns:
+        dict: name -> value.
 
     Raises:
-        ConfigError: saying what was found and what is allowed.
+        ConfigError: the file cannot be read, is not yaml, or is no list of `key: value` lines.
     """
-    metrics = [options["metrics"]] if isinstance(options["metrics"], str) else options["metrics"]
-    unknown = [name for name in metrics if str(name).lower() not in metric_types]
-    if unknown or not metrics:
-        raise ConfigError(f"metrics: found {metrics!r}, expected some of {', '.join(sorted(metric_types))}")
-    topk = options["topk"] if isinstance(options["topk"], (list, tuple)) else [options["topk"]]
-    if not topk or not all(TYPES["int"](k) and k >= 1 for k in topk):
-        raise ConfigError(f"topk: found {options['topk']!r}, expected a positive integer or a list of them")
-    names = [name.lower() for name in metrics] + (["title_hit", "title_ndcg"] if options["title_metrics"] else [])
-    reported = [n for name in names for n in ([name] if name in WITHOUT_CUTOFF else [f"{name}@{k}" for k in topk])]
-    if str(options["valid_metric"]).lower() not in reported:
-        raise ConfigError(f"valid_metric: found {options['valid_metric']!r}, expected one of {', '.join(reported)}, "
-                          "as metrics and topk say")
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)
+    except OSError as error:
+        raise ConfigError(f"{option}: cannot read {path} ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{option}: {path} is not yaml: {error}") from error
+    if not isinstance(content, (dict, type(None))):
+        raise ConfigError(f"{option}: found a {type(content).__name__} in {path}, expected lines of key: value")
+    return content or {}
 
-    protocol = options["eval_args"]
-    if not isinstance(protocol, dict):
-        raise ConfigError(f"eval_args: found {protocol!r}, expected a dict of {', '.join(EVAL_ARGS)}")
-    for name in protocol:
-        if name not in EVAL_ARGS:
-            raise ConfigError(f"eval_args: found {name!r}, expected {', '.join(EVAL_ARGS)}; "
-                              f"the nearest is {nearest(name, EVAL_ARGS)!r}")
-    orders = ("TO",) if model_type == ModelType.SEQUENTIAL else ("TO", "RO")
-    if protocol.get("order", orders[0]) not in orders:
-        raise ConfigError(f"eval_args: found order {protocol['order']!r}, expected {' or '.join(orders)}")
-    mode = protocol.get("mode", "full")
-    for value in mode.values() if isinstance(mode, dict) else [mode]:
-        if not re.fullmatch(r"full|labeled|(uni|pop)[1-9]\d*", str(value)):
-            raise ConfigError(f"eval_args: found mode {value!r}, expected full, labeled, uniN or popN (N negative items)")
+
+def has_split_files(folder, name):
+    """Whether a data set's folder has the files NAME.train.inter, NAME.valid.inter and NAME.test.inter."""
+    return all((Path(folder) / f"{name}.{part}.inter").is_file() for part in PARTS)
 
 
 class Config(recbole.config.Config):
-    """RecBole's Config for a model of the plug-in or of RecBole.
+    """The options of a run, for a model of the plug-in or of RecBole.
 
     Args:
         model: name or class.
-        dataset: name.
-        config_file_list: yaml files.
-        config_dict: options; they win over the files. Strings are read as yaml, or kept where text is meant.
+        dataset (str): name.
+        config_file_list: yaml files with options.
+        config_dict (dict): options, which override the files. A text is read as yaml, unless the option itself is a text.
 
     Raises:
-        ConfigError: for an unknown option, a wrong value, or what RecBole itself refuses.
+        ConfigError: for an unknown option, a wrong value, a wrong declaration in `properties/`, or an error of RecBole's Config.
     """
 
     def __init__(self, model=None, dataset=None, config_file_list=None, config_dict=None):
@@ -107,21 +104,12 @@ class Config(recbole.config.Config):
                 setattr(np, name, kind)
 
     def _build_yaml_loader(self):
-        resolvers = super()._build_yaml_loader().yaml_implicit_resolvers  # RecBole's floats: 1e-3
-        return type("Loader", (yaml.SafeLoader,), {"yaml_implicit_resolvers": resolvers})
+        return Loader
 
     def _load_config_files(self, file_list):
         options = {}
         for path in file_list or []:
-            try:
-                content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=self.yaml_loader)
-            except OSError as error:
-                raise ConfigError(f"config_files: cannot read {path} ({error.strerror})") from error
-            except (yaml.YAMLError, ValueError) as error:
-                raise ConfigError(f"config_files: {path} is not yaml: {error}") from error
-            if not isinstance(content, (dict, type(None))):
-                raise ConfigError(f"config_files: found a {type(content).__name__} in {path}, expected lines of key: value")
-            options.update(content or {})
+            options.update(read_yaml(path, "config_files"))
         return options
 
     def _load_cmd_line(self):
@@ -129,7 +117,7 @@ class Config(recbole.config.Config):
 
     def _convert_config_dict(self, config_dict):
         return {
-            name: parse_value(value, self.yaml_loader) if isinstance(value, str) and name not in ("model", "dataset")
+            name: parse_value(value) if isinstance(value, str) and name not in ("model", "dataset")
             else copy.deepcopy(value) for name, value in config_dict.items()
         }
 
@@ -146,38 +134,47 @@ class Config(recbole.config.Config):
 
     def _load_internal_config_dict(self, model, model_class, dataset):
         super()._load_internal_config_dict(model, model_class, dataset)
-        for path in option_files(model, dataset):
-            self._update_internal_config_dict(path)
-        data_path = self.external_config_dict.get("data_path", self.internal_config_dict["data_path"])
-        brought = Path(str(data_path)) / dataset / f"{dataset}.yaml"  # a converted data set says how it is to be read
-        if brought.is_file():
-            self._update_internal_config_dict(brought)
+        defaults, given = self.internal_config_dict, self.external_config_dict
+        folder = Path(str(given.get("data_path", defaults["data_path"]))) / dataset
+        shared = registry.MODELS[model].shared_options if model in registry.MODELS else ()
+        protocol = given.get("eval_args")
+        user_splits = "benchmark_filename" in given or (isinstance(protocol, dict) and "split" in protocol)
+        split_files = not user_splits and has_split_files(folder, dataset)
+        self._options = options_for(model, dataset, shared, split_files)
+        defaults.update({name: copy.deepcopy(option.value) for name, option in self._options.items()})
+        path = folder / f"{dataset}.yaml"
+        if path.is_file():
+            self._add_options_of_folder(path)
+
+    def _add_options_of_folder(self, path):
+        """Add the options in the data set's own folder. They may include options of other models, which stay unchecked."""
+        values = read_yaml(path, "data_path")
+        wrong = [name for name in values if not isinstance(name, str)]
+        if wrong:
+            raise ConfigError(f"{path}: found option {wrong[0]!r}, expected a name")
+        checked = {name: value for name, value in values.items() if name in self.internal_config_dict}
+        try:
+            check(checked, checked, self._options, self._measures())
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        self.internal_config_dict.update(values)
+
+    def _measures(self):
+        """RecBole's defaults, name -> value, as far as the default's type tells which values are allowed."""
+        return {name: float(value) if name in FRACTIONS else value
+                for name, value in self.internal_config_dict.items() if name not in NOT_ONLY_TEXT}
 
     def _get_final_config_dict(self):
-        options = options_for(self.model, self.dataset)
-        defaults = {name: float(value) if name in FRACTIONS else value
-                    for name, value in self.internal_config_dict.items() if name not in NOT_ONLY_TEXT}
         given = self.external_config_dict
-        for name, text in self._texts.items():
-            if text == self.internal_config_dict.get(name) or (name == "gpu_id" and not text):
-                given[name] = text
-            elif options[name].is_text if name in options else isinstance(defaults.get(name), str):
-                given[name] = parse_text(text, self.yaml_loader)
-        declared = {name for name in dir(argument_list) if name.endswith("_arguments")}
-        known = UNDECLARED.union(self.internal_config_dict, UNDECLARED_OF.get(self.model, ()),
-                                 *(getattr(argument_list, name) for name in declared)) - NO_OPTIONS
-        check(given, known, options, defaults)
-        for name in PICKLES:
-            if self.external_config_dict.get(name):
-                raise ConfigError(f"{name}: found {self.external_config_dict[name]!r}; RecBole would read and write "
-                                  "pickles for it, which recbole_flr never does; leave it out")
+        self._check_given(given)
         final = super()._get_final_config_dict()
-        if isinstance(given.get("eval_args"), dict):  # what is not said stays the data set's, not RecBole's random split
+        if isinstance(given.get("eval_args"), dict):  # RecBole would fill the parts that are not given with its random split
             final["eval_args"] = {**self.internal_config_dict["eval_args"], **given["eval_args"]}
         check_evaluation(final, final["MODEL_TYPE"])
-        if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and not hasattr(self.model_class, "input_type"):
-            if "train_neg_sample_args" not in given:  # RecBole refuses its own default beside CE
-                final["train_neg_sample_args"] = None if final["loss_type"] == "CE" else {"distribution": "uniform"}
+        # A class of RecBole without an input_type chooses it by loss_type. RecBole refuses its own default beside CE.
+        has_input_type = getattr(self.model_class, "input_type", None) is not None
+        if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and not has_input_type and "train_neg_sample_args" not in given:
+            final["train_neg_sample_args"] = None if final["loss_type"] == "CE" else {"distribution": "uniform"}
         if final.get("load_col") == "auto":
             inter = [final["USER_ID_FIELD"], final["ITEM_ID_FIELD"], final["TIME_FIELD"]]
             if final.get("benchmark_filename"):
@@ -186,9 +183,25 @@ class Config(recbole.config.Config):
         self._snapshot = {**copy.deepcopy(final), "model": self.model, "dataset": self.dataset}
         del self._snapshot["MODEL_TYPE"]
         if not final["use_gpu"]:
-            final["gpu_id"] = ""  # RecBole looks at nothing else
+            final["gpu_id"] = ""  # RecBole chooses the device by gpu_id alone
         return final
 
+    def _check_given(self, given):
+        """Read the given options that are texts, and refuse unknown options and wrong values."""
+        measures = self._measures()
+        for name, text in self._texts.items():
+            if text == self.internal_config_dict.get(name) or (name == "gpu_id" and not text):
+                given[name] = text
+            elif self._options[name].is_text if name in self._options else isinstance(measures.get(name), str):
+                given[name] = parse_text(text)
+        lists = [getattr(argument_list, name) for name in dir(argument_list) if name.endswith("_arguments")]
+        known = UNDECLARED.union(self.internal_config_dict, UNDECLARED_OF.get(self.model, ()), *lists) - NO_OPTIONS
+        check(given, known, self._options, measures)
+        for name in PICKLES:
+            if given.get(name):
+                raise ConfigError(f"{name}: found {given[name]!r}; RecBole would read and write pickles for it, "
+                                  "which recbole_flr never does; leave it out")
+
     def snapshot(self):
-        """All options as plain values, from which ``Config(config_dict=...)`` makes the same configuration again."""
+        """Copy all options as plain values; ``Config(config_dict=...)`` makes the same configuration from them."""
         return copy.deepcopy(self._snapshot)

@@ -1,4 +1,4 @@
-"""Errors whose message is meant for the person at the keyboard.
+"""Errors whose message is meant for the person at the keyboard, and `nearest`, which helps to write one.
 
 Each says what was found, what was expected and what to do; the command line prints the message alone and exits with
 status 2. Anything else that is raised is a bug and keeps its traceback.
@@ -24,5 +24,5 @@ class CheckpointError(FLRError):
 
 
 def nearest(name, known):
-    """The known name most like a mistyped one, whatever its case."""
+    """Find the known name that is most like a mistyped one; upper and lower case count as equal."""
     return max(sorted(known), key=lambda other: SequenceMatcher(None, str(name).lower(), other.lower()).ratio())

@@ -10,6 +10,7 @@ from recbole_flr import command, quick_start
 from recbole_flr.command import main, parse_arguments, recommend_main
 from recbole_flr.errors import CheckpointError, ConfigError, DataError
 from recbole_flr.options import options_for
+from recbole_flr.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,7 +65,7 @@ def test_parse_arguments_refuses(line, message):
 def test_help_prints_every_option(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for option in options_for("FLR").values():
+    for option in options_for("FLR", shared=MODELS["FLR"].shared_options).values():
         assert f"--{option.name}=" in text and option.meaning in text
     for word in ("--model", "-m", "--dataset", "-d", "--config_files", "--key=value", "toys_demo", "ml-100k"):
         assert word in text

@@ -26,7 +26,7 @@ def refused(message, model="FLR", dataset="toys_demo", files=None, **options):
 
 
 def values(config):
-    """All of the final options, comparable."""
+    """The final options in a form that can be compared."""
     return {name: str(value) if name in ("device", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type") else value
             for name, value in config.final_config_dict.items()}
 
@@ -35,9 +35,10 @@ def values(config):
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_all_models_of_a_data_set_get_the_same_protocol(dataset):
-    names = ["eval_args", "metrics", "topk", "valid_metric", "valid_metric_bigger", "MAX_ITEM_LIST_LENGTH", "load_col", "repeatable",
-             "benchmark_filename", "alias_of_item_id", "data_path", "filter_inter_by_user_or_item", "user_inter_num_interval",
-             "item_inter_num_interval", "val_interval", "rm_dup_inter", "seed", "title_metrics", "metric_decimal_place"]
+    names = ["eval_args", "metrics", "topk", "valid_metric", "valid_metric_bigger", "MAX_ITEM_LIST_LENGTH", "load_col",
+             "repeatable", "benchmark_filename", "alias_of_item_id", "data_path", "filter_inter_by_user_or_item",
+             "user_inter_num_interval", "item_inter_num_interval", "val_interval", "rm_dup_inter", "seed",
+             "title_metrics", "metric_decimal_place"]
     configs = [Config(model, dataset) for model in FOUR]
     first = {name: configs[0][name] for name in names}
     for config in configs[1:]:
@@ -72,7 +73,7 @@ def test_model_as_a_class():
 
 
 def test_loss_brings_the_negatives_it_needs():
-    assert Config("NARM", "toys_demo")["train_neg_sample_args"]["distribution"] == "none"  # RecBole: ValueError
+    assert Config("NARM", "toys_demo")["train_neg_sample_args"]["distribution"] == "none"  # RecBole raises a ValueError here
     drawn = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
     assert Config("SASRec", "toys_demo", config_dict={"loss_type": "BPR"})["train_neg_sample_args"] == drawn
     refused("train_neg_sample_args", "SASRec", loss_type="BPR", train_neg_sample_args="None")
@@ -86,7 +87,7 @@ def test_load_col_follows_the_field_names():
 
 
 def test_a_part_of_eval_args_keeps_the_rest():
-    """RecBole would fill the gaps with its random split, which a sequential model cannot even use."""
+    """RecBole would take the missing parts from its own random split, which sequential models cannot use."""
     config = Config("SASRec", "ml-100k", config_dict={"eval_args": "{'mode': 'uni100'}"})
     assert config["eval_args"] == {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user",
                                    "mode": {"valid": "uni100", "test": "uni100"}}
@@ -103,9 +104,12 @@ def test_a_part_of_eval_args_keeps_the_rest():
     ("backbone", "123", "123"), ("backbone", "1e-3", "1e-3"), ("backbone", "a=b:c=d", "a=b:c=d"), ("backbone", "on", "on"),
     ("item_noun", "a: b", "a: b"), ("item_noun", "#1", "#1"), ("item_noun", "'yes'", "yes"), ("item_noun", "積み木", "積み木"),
     ("tokenizer", "None", None), ("tokenizer", "~", None), ("tokenizer", "0", "0"), ("checkpoint_dir", "2024", "2024"),
-    ("checkpoint_dir", "a=b/c=d", "a=b/c=d"), ("gpu_id", "", ""), ("gpu_id", "0,1", "0,1"), ("gpu_id", 1, "1"), ("gpu_id", "3", "3"),
-    ("additional_feat_suffix", "ent", ["ent"]), ("additional_feat_suffix", "[ent, kg]", ["ent", "kg"]), ("seq_separator", " ", " "),
-    ("field_separator", "\t", "\t"), ("field_separator", "'\t'", "\t"), ("title_metrics", "no", False), ("state", "DEBUG", "DEBUG"),
+    ("checkpoint_dir", "a=b/c=d", "a=b/c=d"), ("gpu_id", "", ""), ("gpu_id", "0,1", "0,1"), ("gpu_id", 1, "1"),
+    ("gpu_id", "3", "3"),
+    ("additional_feat_suffix", "ent", ["ent"]), ("additional_feat_suffix", "[ent, kg]", ["ent", "kg"]),
+    ("seq_separator", " ", " "),
+    ("field_separator", "\t", "\t"), ("field_separator", "'\t'", "\t"), ("title_metrics", "no", False),
+    ("state", "DEBUG", "DEBUG"),
     ("tail_ratio", "0.2", 0.2), ("valid_metric", "hit@5", "hit@5"), ("valid_metric", "title_ndcg@10", "title_ndcg@10"),
 ])
 def test_values(name, text, value):
@@ -114,27 +118,33 @@ def test_values(name, text, value):
 
 
 def test_values_of_a_file_win_over_defaults_and_lose_to_options(tmp_path):
-    for name, text in {"a.yaml": "epochs: 7\nnum_beams: 30\nbackbone: '123'\n", "b.yaml": "num_beams: 40\nlearning_rate: 1e-4\n"}.items():
-        (tmp_path / name).write_text(text)
+    (tmp_path / "a.yaml").write_text("epochs: 7\nnum_beams: 30\nbackbone: '123'\n")
+    (tmp_path / "b.yaml").write_text("num_beams: 40\nlearning_rate: 1e-4\n")
     config = Config("FLR", "toys_demo", [tmp_path / "a.yaml", str(tmp_path / "b.yaml")], {"epochs": "9"})
     assert (config["epochs"], config["num_beams"], config["learning_rate"], config["backbone"]) == (9, 40, 1e-4, "123")
 
 
 @pytest.mark.parametrize("name, value, said", [
-    ("num_beams", "0", ["found 0", "int >= 1"]), ("score", "fulll", ["'fulll'", "full | trie"]), ("epochs", "abc", ["'abc'", "int >= 0"]),
-    ("epochs", "-1", ["-1", "int >= 0"]), ("epochs", "1e1", ["10.0", "int >= 0"]), ("learning_rate", "fast", ["'fast'", "float > 0"]),
+    ("num_beams", "0", ["found 0", "int >= 1"]), ("score", "fulll", ["'fulll'", "full | trie"]),
+    ("epochs", "abc", ["'abc'", "int >= 0"]),
+    ("epochs", "-1", ["-1", "int >= 0"]), ("epochs", "1e1", ["10.0", "int >= 0"]),
+    ("learning_rate", "fast", ["'fast'", "float > 0"]),
     ("learning_rate", "0", ["found 0", "float > 0"]), ("learning_rate", ".nan", ["nan", "float > 0"]),
-    ("attend_thought", "3", ["found 3", "bool"]), ("compact_dropout", "1.5", ["1.5", "float in [0, 1]"]), ("backbone", "None", ["None", "str"]),
+    ("attend_thought", "3", ["found 3", "bool"]), ("compact_dropout", "1.5", ["1.5", "float in [0, 1]"]),
+    ("backbone", "None", ["None", "str"]),
     ("train_batch_size", "True", ["True", "int >= 1"]), ("duplicate_titles", "both", ["'both'", "suffix | share"]),
-    ("clip_grad_norm", "5", ["found 5", "dict or null"]), ("load_col", "all", ["'all'", "auto"]), ("num_beams", "", ["None", "int >= 1"]),
+    ("clip_grad_norm", "5", ["found 5", "dict or null"]), ("load_col", "all", ["'all'", "auto"]),
+    ("num_beams", "", ["None", "int >= 1"]),
     ("learner", "adamm", ["'adamm'", "adam | adamw"]), ("seed", "-1", ["-1", "int in [0,"]), ("worker", "-1", ["-1", "int >= 0"]),
     ("use_gpu", "3", ["found 3", "bool"]), ("eval_step", "1.5", ["1.5", "int"]), ("state", 3, ["found 3", "text", "'INFO'"]),
     ("checkpoint_dir", ["a"], ["found ['a']", "text", "'saved'"]),
     ("metrics", "Hitt", ["Hitt", "hit", "ndcg", "mrr"]), ("metrics", "[1]", ["[1]", "hit"]), ("metrics", "[]", ["[]", "hit"]),
-    ("topk", "0", ["found 0", "positive integer"]), ("topk", "[5, a]", ["[5, 'a']", "positive integer"]), ("topk", "[]", ["[]", "positive"]),
+    ("topk", "0", ["found 0", "positive integer"]), ("topk", "[5, a]", ["[5, 'a']", "positive integer"]),
+    ("topk", "[]", ["[]", "positive"]),
     ("topk", "[5, True]", ["True", "positive integer"]), ("valid_metric", "NDCG@7", ["'NDCG@7'", "ndcg@5", "ndcg@10", "hit@5"]),
     ("valid_metric", "NDCG", ["'NDCG'", "ndcg@10"]), ("eval_args", "full", ["'full'", "dict"]),
-    ("eval_args", "{'splitt': {'RS': [8, 1, 1]}}", ["'splitt'", "nearest is 'split'"]), ("eval_args", "{mode:full}", ["'mode:full'", "'mode'"]),
+    ("eval_args", "{'splitt': {'RS': [8, 1, 1]}}", ["'splitt'", "nearest is 'split'"]),
+    ("eval_args", "{mode:full}", ["'mode:full'", "'mode'"]),
     ("eval_args", "{'order': 'RO'}", ["'RO'", "expected TO"]), ("eval_args", "{'mode': 'unix'}", ["'unix'", "uniN"]),
     ("eval_args", "{'mode': {'valid': 'full', 'test': 3}}", ["found mode 3", "labeled"]),
     ("repeatable", "False", ["repeatable"]),
@@ -150,7 +160,7 @@ def test_value_metrics_are_refused_beside_full_ranking():
 
 
 def test_valid_metric_must_be_among_the_cut_offs():
-    """RecBole: a KeyError after the first epoch of training."""
+    """RecBole would raise a KeyError after the first epoch of training."""
     refused(r"found 'NDCG@10', expected one of hit@20, ndcg@20", topk="20")
     assert Config("SASRec", "toys_demo", config_dict={"topk": "20", "valid_metric": "ndcg@20"})["topk"] == [20]
     refused("title_hit@5", valid_metric="title_hit@5", title_metrics="False")
@@ -158,7 +168,8 @@ def test_valid_metric_must_be_among_the_cut_offs():
 
 
 @pytest.mark.parametrize("given, nearest", [
-    ("num_beam", "num_beams"), ("epoch", "epochs"), ("learning_rat", "learning_rate"), ("Epochs", "epochs"), ("num-factors", "num_factors"),
+    ("num_beam", "num_beams"), ("epoch", "epochs"), ("learning_rat", "learning_rate"), ("Epochs", "epochs"),
+    ("num-factors", "num_factors"),
     ("metric", "metrics"), ("valid_metrics", "valid_metric"), ("max_item_list_length", "MAX_ITEM_LIST_LENGTH"),
 ])
 def test_a_mistyped_option_is_refused_with_the_nearest(given, nearest, tmp_path):
@@ -184,7 +195,9 @@ def test_options_that_recbole_reads_but_does_not_declare():
 
 # nothing is executed
 
-@pytest.mark.parametrize("name", ["backbone", "metrics", "seed", "eval_args", "load_col", "checkpoint_dir", "nosuch", "transform"])
+@pytest.mark.parametrize("name", [
+    "backbone", "metrics", "seed", "eval_args", "load_col", "checkpoint_dir", "nosuch", "transform",
+])
 @pytest.mark.parametrize("text", [
     "__import__('os').mkdir('trace')", "[__import__('os').mkdir('trace')]", "!!python/object/apply:os.mkdir ['trace']",
     "exec(\"import os; os.mkdir('trace')\")", "!!python/name:os.mkdir", "{'a': !!python/object/apply:os.mkdir ['trace']}",
@@ -251,10 +264,98 @@ def test_a_data_set_may_be_called_by_a_number():
 
 @pytest.mark.parametrize("model, dataset, message", [
     (None, "cds", "model: found None"), ("FLR", None, "dataset: found None"), ("", "cds", "model: found ''"),
-    (5, "cds", "model: found 5"), ("FLR", 5, "dataset: found 5"), ("SASRecc", "cds", "nearest is 'SASRec'"), ("flr", "cds", "nearest is 'FLR'"),
+    (5, "cds", "model: found 5"), ("FLR", 5, "dataset: found 5"), ("SASRecc", "cds", "nearest is 'SASRec'"),
+    ("flr", "cds", "nearest is 'FLR'"),
 ])
 def test_a_missing_or_unknown_model_or_data_set_is_refused(model, dataset, message):
     refused(message, model, dataset)
+
+
+# split files
+
+def split_data_set(folder, name="mine", parts=("train", "valid", "test"), options=None):
+    """Make empty split files, and the data set's own yaml file if `options` has its text. Returns the data_path."""
+    (folder / name).mkdir(parents=True)
+    for part in parts:
+        (folder / name / f"{name}.{part}.inter").touch()
+    if options is not None:
+        (folder / name / f"{name}.yaml").write_text(options)
+    return str(folder)
+
+
+def test_split_files_are_recognised(tmp_path):
+    path = split_data_set(tmp_path / "data")
+    for model in FOUR + ["BPR"]:
+        config = Config(model, "mine", config_dict={"data_path": path})
+        assert config["benchmark_filename"] == ["train", "valid", "test"] and config["alias_of_item_id"] == ["item_id_list"]
+        assert config["eval_args"]["split"] == {"LS": "valid_and_test"} and config["eval_args"]["order"] == "TO"
+        assert config["title_escapes"] is False  # only the files of dataset_scripts have escapes
+        assert values(round_trip(config)) == values(config)
+    assert Config("FLR", "mine", config_dict={"data_path": path})["load_col"]["inter"][-1] == "item_id_list"
+    assert Config("FLR", "mine", config_dict={"data_path": path, "eval_args": "{'mode': 'uni5'}"})["benchmark_filename"]
+
+
+@pytest.mark.parametrize("parts", [(), ("train", "valid"), ("train", "test"), ("valid", "test")])
+def test_all_three_split_files_are_needed(parts, tmp_path):
+    config = Config("BPR", "mine", config_dict={"data_path": split_data_set(tmp_path / "data", parts=parts)})
+    assert config["benchmark_filename"] is None and config["eval_args"]["split"] == {"RS": [0.8, 0.1, 0.1]}
+    assert config["alias_of_item_id"] is None
+
+
+@pytest.mark.parametrize("given", [
+    {"benchmark_filename": None}, {"benchmark_filename": ["a", "b", "c"]},
+    {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}},
+])
+def test_a_split_that_the_user_gives_wins(given, tmp_path):
+    path = split_data_set(tmp_path / "data")
+    config = Config("BPR", "mine", config_dict={"data_path": path, **given})
+    assert config["benchmark_filename"] == given.get("benchmark_filename") and config["alias_of_item_id"] is None
+    (tmp_path / "my.yaml").write_text(json.dumps({**given, "data_path": path}))
+    assert values(Config("BPR", "mine", ["my.yaml"])) == values(config)
+
+
+def test_a_published_data_set_needs_no_files_to_be_known_as_split(tmp_path):
+    """The download or the demo makes the files after the Config was made."""
+    path = split_data_set(tmp_path / "data", "cds")
+    for name in ("cds", "cds-2023"):
+        assert values(Config("FLR", name)) == {**values(Config("FLR", "cds")), "dataset": name,
+                                               "data_path": os.path.join("dataset", name)}
+    there = Config("FLR", "cds", config_dict={"data_path": path})
+    assert values(there) == {**values(Config("FLR", "cds")), "data_path": os.path.join(path, "cds")}
+    assert there["title_escapes"] is True and there["item_noun"] == "album" and there["benchmark_filename"]
+
+
+def test_split_files_leave_ml_100k_to_recbole(tmp_path):
+    """RecBole reads it from its own folder, whatever is in data_path."""
+    path = split_data_set(tmp_path / "data", "ml-100k")
+    assert Config("FLR", "ml-100k", config_dict={"data_path": path})["benchmark_filename"] is None
+
+
+# the yaml file in the data set's own folder
+
+def test_the_file_in_the_data_sets_folder_comes_last_of_the_defaults(tmp_path):
+    options = "item_noun: song\nnum_beams: 15\ntopk: [3]\nvalid_metric: NDCG@3\nmade_up: 3\nnv: x\n"
+    path = split_data_set(tmp_path / "data", "toys", options=options)
+    config = Config("FLR", "toys", config_dict={"data_path": path})
+    assert (config["item_noun"], config["num_beams"], config["topk"]) == ("song", 15, [3])
+    assert config["nv"] == "x"  # an option of another model (Caser) is not checked
+    assert Config("FLR", "toys", config_dict={"data_path": path, "item_noun": "toy"})["item_noun"] == "toy"
+    with pytest.raises(ConfigError, match="nv: found 'x', expected int >= 1"):
+        Config("Caser", "toys", config_dict={"data_path": path})
+
+
+@pytest.mark.parametrize("options, message", [
+    ("title_escapes: 1", "title_escapes: found 1, expected bool"),
+    ("num_beams: 0", "num_beams: found 0, expected int >= 1. Beams"),
+    ("benchmark_filename: train", "benchmark_filename: found 'train', expected list or null"),
+    ("item_noun: 5", "item_noun: found 5, expected str"), ("use_gpu: 3", "use_gpu: found 3, expected bool"),
+    ("LIST_SUFFIX: 3", "LIST_SUFFIX: found 3, expected text"), ("5: 3", "found option 5, expected a name"),
+    ("item_noun: [", "toys.yaml is not yaml"), ("- item_noun", "found a list in .*toys.yaml"),
+    ("seed: !!python/object/apply:os.getpid []", "toys.yaml is not yaml"),
+])
+def test_a_wrong_file_in_the_data_sets_folder_is_refused(options, message, tmp_path):
+    path = split_data_set(tmp_path / "data", "toys", options=options)
+    assert "toys.yaml" in refused(message, "FLR", "toys", data_path=path)
 
 
 # snapshot
@@ -276,13 +377,15 @@ def test_snapshot(model, dataset):
 
 
 @pytest.mark.parametrize("options", [
-    {"backbone": "123", "tokenizer": "on", "item_noun": "a: b"}, {"backbone": "1e-3", "trainable": "lora", "lora_target_modules": "[q_proj]"},
+    {"backbone": "123", "tokenizer": "on", "item_noun": "a: b"},
+    {"backbone": "1e-3", "trainable": "lora", "lora_target_modules": "[q_proj]"},
     {"TITLE_FIELD": "2018", "prompt": "compact"}, {"seq_separator": "  ", "gpu_id": "0,1"},
 ])
 def test_snapshot_keeps_text(options):
     config = Config("FLR", "toys", config_dict=options)
     assert values(round_trip(config)) == values(config)
-    assert {name: config[name] for name in options if options[name][0] != "["} == {k: v for k, v in options.items() if v[0] != "["}
+    texts = {name: text for name, text in options.items() if text[0] != "["}
+    assert {name: config[name] for name in texts} == texts
 
 
 def test_snapshot_is_a_copy_and_later_changes_stay_out():
@@ -338,7 +441,7 @@ def test_numpy_aliases(monkeypatch):
 
 
 def test_numpy_aliases_of_numpy_2(monkeypatch):
-    """Names that numpy 2 has are left alone, and none that it dropped (float_, complex_, unicode_) is read."""
+    """Names that numpy 2 has stay as they are, and names that it no longer has (float_, complex_, unicode_) are not read."""
     marker = type("marker", (), {})
     monkeypatch.setattr(np, "bool", marker, raising=False)
     for name in ("float_", "complex_", "unicode_"):
@@ -358,7 +461,7 @@ def test_no_eval_on_data():
 
 
 def test_a_converted_data_set_brings_its_own_options(tmp_path):
-    """Whatever its name: the split in the files is used, not another one."""
+    """A data set of any name uses the split in its files."""
     import gzip
     import json as json_
 
