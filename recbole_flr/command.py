@@ -61,11 +61,11 @@ def main(arguments=None):
         options = parse_arguments(arguments)
         if "help" in options:
             from recbole_flr.options import help_text
-            from recbole_flr.registry import MODELS
+            from recbole_flr.registry import shared_options
 
             model = options.get("model", "FLR")
             print(USAGE + "\nOptions of the plug-in (name, default, what is allowed, what it does and costs):")
-            print(help_text(model, MODELS[model].shared_options if model in MODELS else ()))
+            print(help_text(model, shared_options(model)))
             return 0
         from recbole_flr.quick_start import run_recbole_flr
 

@@ -136,7 +136,7 @@ class Config(recbole.config.Config):
         super()._load_internal_config_dict(model, model_class, dataset)
         defaults, given = self.internal_config_dict, self.external_config_dict
         folder = Path(str(given.get("data_path", defaults["data_path"]))) / dataset
-        shared = registry.MODELS[model].shared_options if model in registry.MODELS else ()
+        shared = registry.shared_options(model)
         protocol = given.get("eval_args")
         user_splits = "benchmark_filename" in given or (isinstance(protocol, dict) and "split" in protocol)
         split_files = not user_splits and has_split_files(folder, dataset)

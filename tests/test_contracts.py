@@ -1,0 +1,116 @@
+"""The contract that every registered model fulfils: it learns a checkerboard, scores a batch as it scores single rows, comes
+back from a checkpoint, takes or refuses another catalogue as it declares, and recommends."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, TINY_OPTIONS
+
+import recbole_flr
+from recbole_flr.errors import CheckpointError
+from recbole_flr.registry import MODELS, get_model
+
+WORDS = "Robot Castle Puzzle Dragon Train Paint Farm Dice Ball Drum".split()
+MODEL_NAMES = [*MODELS, "SASRec", "GRU4Rec", "Caser"]
+OPTIONS = {"epochs": 40, "learning_rate": 0.01, "stopping_step": 40, "eval_step": 10, "train_batch_size": 64, "topk": [1, 5],
+           "valid_metric": "NDCG@5", "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1, "dropout_prob": 0.1,
+           "embedding_dropout": 0.0, "stages": "sft", "duplicate_titles": "suffix"}
+
+
+def right_answer(item):
+    """The checkerboard: who is on a white field stays on white fields, and moves on by one of them."""
+    return (item + 2) % len(WORDS)
+
+
+def write_checkerboard(folder, words=WORDS):
+    """The data set `board`: every user walks from field to field, from every start and for every length."""
+    target = folder / "board"
+    target.mkdir(parents=True)
+    items = [f"f{number}\t{word}" for number, word in enumerate(words)]
+    (target / "board.item").write_text("\n".join(["item_id:token\ttitle:token", *items]) + "\n")
+    head = "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float"
+    rows = []
+    for start in range(len(words)):
+        walk = [(start + 2 * step) % len(words) for step in range(6)]
+        for length in range(2, 6):
+            rows.append(f"u{start}\t{' '.join(f'f{field}' for field in walk[:length])}\tf{walk[length]}\t{length}")
+    for part in ("train", "valid", "test"):
+        (target / f"board.{part}.inter").write_text("\n".join([head, *rows]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def boards(tmp_path_factory):
+    """Two folders: the checkerboard, and the same with its items in reverse order."""
+    root = tmp_path_factory.mktemp("boards")
+    return write_checkerboard(root / "one"), write_checkerboard(root / "other", WORDS[::-1])
+
+
+@pytest.fixture(scope="session", params=MODEL_NAMES)
+def run(request, boards, tmp_path_factory):
+    """name, run folder, result, data: a model that has learned the checkerboard; one run serves all tests."""
+    name = request.param
+    options = {key: value for key, value in {**TINY_OPTIONS.get(name, TINY), **OPTIONS}.items()}
+    known = recbole_flr.Config(name, "board", config_dict={**TINY, "data_path": str(boards[0])}).snapshot()
+    options = {key: value for key, value in options.items() if key in known or key in TINY_OPTIONS.get(name, TINY)}
+    folder = tmp_path_factory.mktemp("saved")
+    options.update(data_path=str(boards[0]), checkpoint_dir=str(folder), warmup_epochs=10) if name in MODELS else options.update(
+        data_path=str(boards[0]), checkpoint_dir=str(folder))
+    result = recbole_flr.run_recbole_flr(name, "board", config_dict=options)
+    return name, next(Path(folder).iterdir()), result, boards
+
+
+def test_it_learns_the_checkerboard(run):
+    name, _, result, _ = run
+    assert result["test_result"]["hit@1"] > 0.95, name
+
+
+def test_a_batch_is_scored_as_its_rows_are(run):
+    _, folder, *_ = run
+    model, test_data = (lambda loaded: (loaded[1], loaded[5]))(recbole_flr.load_data_and_model(folder))
+    batch = next(iter(test_data))[0]
+    assert len(batch) > 5
+    with torch.no_grad():
+        together = model.full_sort_predict(batch).view(len(batch), -1)
+        for row in range(0, len(batch), 3):
+            alone = model.full_sort_predict(batch[torch.tensor([row])]).view(1, -1)
+            torch.testing.assert_close(together[row:row + 1, 1:], alone[:, 1:], rtol=1e-4, atol=1e-4)
+
+
+def test_it_comes_back_from_its_checkpoint(run):
+    _, folder, result, _ = run
+    scores = []
+    for path in (folder, folder / "best.safetensors"):
+        _, model, _, _, _, test_data = recbole_flr.load_data_and_model(path)
+        with torch.no_grad():
+            scores.append(torch.cat([model.full_sort_predict(batch[0]).view(len(batch[0]), -1) for batch in test_data]))
+    assert torch.equal(*scores)
+    best = scores[0][:, 1:].argmax(1) + 1
+    targets = torch.cat([batch[0]["item_id"] for batch in test_data])
+    assert (best == targets).double().mean().item() == pytest.approx(result["test_result"]["hit@1"], abs=1e-4)
+
+
+def test_another_catalogue_is_taken_or_refused_as_declared(run):
+    name, folder, _, (_, other) = run
+    changed = {"data_path": str(other)}
+    if get_model(name).weights_depend_on_item_ids:
+        with pytest.raises(CheckpointError, match="not those that the run was trained on"):
+            recbole_flr.load_data_and_model(folder, changed)
+        return
+    loaded = recbole_flr.load_data_and_model(folder, changed)  # titles keep their meaning, whatever their ids are
+    for field in (0, 3):
+        answer = recbole_flr.recommend(loaded, [WORDS[field], WORDS[right_answer(field)]], k=1)
+        assert answer["items"][0]["title"] == WORDS[right_answer(right_answer(field))]
+
+
+def test_recommend_gives_the_right_answer(run):
+    name, folder, *_ = run
+    loaded = recbole_flr.load_data_and_model(folder)
+    for field in range(len(WORDS)):
+        history = [field, right_answer(field)]
+        answer = recbole_flr.recommend(loaded, [WORDS[history[0]], f"f{history[1]}"], k=5)
+        assert len(answer["items"]) == 5 and answer["items"][0]["title"] == WORDS[right_answer(history[1])]
+        for factor in answer["factors"]:
+            assert {entry["title"] for entry in factor["history"]} == {WORDS[each] for each in history}
+    assert bool(answer["factors"]) == (name in ("FLR", "LatentR3"))

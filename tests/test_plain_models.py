@@ -1,0 +1,205 @@
+"""Models of RecBole's plain shape: one line in the registry and a yaml file are all that they need. One of them has two stages."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, write_dataset, TITLES
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import nn
+
+import recbole_flr
+from recbole_flr import options
+from recbole_flr.contracts import LossPart, Recommender
+from recbole_flr.errors import CheckpointError, ConfigError
+from recbole_flr.registry import MODELS, Entry
+from recbole_flr.training import checkpoint
+from recbole_flr.training.stage import Stage
+
+
+class Retrieval(SequentialRecommender):
+    """Scores an item by the product of its vector with the sum of the history's."""
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.items = nn.Embedding(self.n_items, config["width"], padding_idx=0)
+
+    def full_sort_predict(self, interaction):
+        return self.items(interaction[self.ITEM_SEQ]).sum(1) @ self.items.weight.T
+
+    def predict(self, interaction):
+        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
+
+    def calculate_loss(self, interaction):
+        return nn.functional.cross_entropy(self.full_sort_predict(interaction), interaction[self.POS_ITEM_ID])
+
+
+class LastItem(Stage):
+    """Learns from the last item of the history alone."""
+
+    name, prefix = "last", "last_"
+
+    def losses(self, batch):
+        model = self.model
+        last = model.items(batch[model.ITEM_SEQ].gather(1, (batch[model.ITEM_SEQ_LEN] - 1).unsqueeze(1)).squeeze(1))
+        near = nn.functional.cross_entropy(last @ model.items.weight.T, batch[model.POS_ITEM_ID])
+        return {"near": LossPart(near), "size": LossPart(last.square().mean(), 0.1)}
+
+
+class WholeHistory(Stage):
+    """Goes on with the whole history. `scale` stands still."""
+
+    name, prefix = "whole", "whole_"
+
+    def enter(self):
+        self.model.scale.requires_grad_(False)
+
+
+class TwoStages(Retrieval, Recommender):
+    """A model without a language model, trained in two stages."""
+
+    stages = (LastItem, WholeHistory)
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.scale = nn.Parameter(torch.ones(self.n_items))
+
+    def full_sort_predict(self, interaction):
+        return super().full_sort_predict(interaction) * self.scale
+
+
+YAML = {
+    "Retrieval": """\
+width: 8                     # (int >= 1) Width of the item vectors.
+train_neg_sample_args: null  # (dict or null) The loss compares the target with all items.
+learning_rate: 0.05          # (float > 0) Learning rate.
+""",
+    "TwoStages": """\
+width: 8                     # (int >= 1) Width of the item vectors.
+train_neg_sample_args: null  # (dict or null) The loss compares the target with all items.
+stages: null                 # (str or list or null) Stages to run; null runs all.
+last_epochs: 3               # (int >= 0) Epochs of the first stage.
+last_learning_rate: 0.05     # (float > 0) Learning rate of the first stage.
+last_stopping_step: 5        # (int >= 0) Validations without a gain before the first stage stops.
+whole_epochs: 2              # (int >= 0) Epochs of the second stage.
+whole_learning_rate: 0.01    # (float > 0) Learning rate of the second stage.
+whole_stopping_step: 5       # (int >= 0) Validations without a gain before the second stage stops.
+""",
+}
+
+
+@pytest.fixture(autouse=True)
+def registered(tmp_path, monkeypatch):
+    """One line in the registry and a yaml file for each of the models."""
+    folder = tmp_path / "properties"
+    shutil.copytree(options.properties_folder(), folder)
+    monkeypatch.setattr(options, "properties_folder", lambda: folder)
+    for name, text in YAML.items():
+        (folder / "model" / f"{name}.yaml").write_text(text)
+        monkeypatch.setitem(MODELS, name, Entry(__name__))
+
+
+def run(data, model, **given):
+    given = {**TINY, "epochs": 3, "data_path": str(data), **given}
+    return recbole_flr.run_recbole_flr(model, "tiny", config_dict=given)
+
+
+def only_run():
+    found, = Path("saved").iterdir()
+    return found
+
+
+def test_a_plain_model_is_trained_saved_and_asked(tiny_data):
+    result = run(tiny_data, "Retrieval", epochs=20)
+    assert result["test_result"]["hit@10"] > 0.6 and "stages" not in result  # by chance: .5
+    loaded = recbole_flr.load_data_and_model(only_run())
+    assert isinstance(loaded[1], Retrieval) and isinstance(loaded[1], Recommender)
+    answer = recbole_flr.recommend(loaded, ["Robot", "i1"], k=4)
+    assert len(answer["items"]) == 4 and answer["factors"] == []
+    again = run(tiny_data, "Retrieval", epochs=20, checkpoint_dir="again")
+    assert again == result
+    resumed = recbole_flr.run_recbole_flr(config_dict={"resume": str(only_run())})
+    assert resumed == result
+
+
+def test_a_plain_model_refuses_a_reversed_catalogue(tiny_data):
+    run(tiny_data, "Retrieval", epochs=1)
+    write_dataset(tiny_data, titles=TITLES[::-1])
+    path = tiny_data / "tiny" / "tiny.item"
+    head, *rows = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([head, *rows[::-1]]) + "\n", encoding="utf-8")
+    for part in ("train", "valid", "test"):  # the same ids, met in another order
+        path = tiny_data / "tiny" / f"tiny.{part}.inter"
+        head, *rows = path.read_text(encoding="utf-8").splitlines()
+        path.write_text("\n".join([head, *rows[::-1]]) + "\n", encoding="utf-8")
+    for use in (lambda: recbole_flr.load_data_and_model(only_run()),
+                lambda: recbole_flr.run_recbole_flr(config_dict={"checkpoint": str(only_run())})):
+        with pytest.raises(CheckpointError, match="not those that the run was trained on"):
+            use()
+
+
+def test_an_option_of_a_plain_model_is_checked(tiny_data):
+    with pytest.raises(ConfigError, match="width: found 0, expected int >= 1. Width of the item vectors"):
+        run(tiny_data, "Retrieval", width=0)
+    with pytest.raises(ConfigError, match="'widht', which does not exist"):
+        run(tiny_data, "Retrieval", widht=3)
+
+
+def test_two_stages_without_a_language_model(tiny_data):
+    result = run(tiny_data, "TwoStages")
+    assert result["stages"].keys() == {"last", "whole"} and result["kept"] in result["stages"]
+    folder = only_run()
+    first, second = (checkpoint.read(folder / f"{name}.safetensors")[0] for name in ("last", "whole"))
+    assert not torch.equal(first["model.items.weight"], second["model.items.weight"])
+    assert torch.equal(first["model.scale"], second["model.scale"])  # frozen by the second stage
+    written = json.loads((folder / "result.json").read_text())
+    assert [stage["name"] for stage in written["stages"]] == ["last", "whole"]
+    assert [stage["epochs"] for stage in written["stages"]] == [3, 2]
+    assert len(recbole_flr.recommend(folder, ["Robot"], k=3)["items"]) == 3
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4])
+def test_two_stages_cut_short_and_resumed(tiny_data, cut, monkeypatch):
+    whole = run(tiny_data, "TwoStages", checkpoint_dir="whole")
+    from recbole.trainer import Trainer
+
+    own, seen = Trainer._train_epoch, []
+
+    def interrupted(self, *args, **kwargs):
+        if len(seen) == cut:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return own(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_data, "TwoStages")
+    assert recbole_flr.run_recbole_flr(config_dict={"resume": str(only_run())}) == whole
+
+
+def test_one_of_two_stages(tiny_data):
+    assert "stages" not in run(tiny_data, "TwoStages", stages="last")
+    assert (only_run() / "last.safetensors").is_file() and not (only_run() / "whole.safetensors").exists()
+    with pytest.raises(ConfigError, match="found 'whole,last', expected one or more of last, whole, in this order"):
+        run(tiny_data, "TwoStages", stages="whole,last")
+
+
+def test_parts_of_the_loss_are_logged(tiny_data):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tiny_data, "TwoStages", state="INFO")
+    log, = Path("log").rglob("*.log")
+    text = log.read_text(encoding="utf-8")
+    assert "last epoch 0 took" in text and "near: " in text and "size_weight: 0.1" in text
+    folder = next(path.parent for path in Path("log_tensorboard").rglob("events*"))
+    events = EventAccumulator(str(folder)).Reload()
+    for name in ("loss", "near", "size", "size_weight"):
+        assert len(events.Scalars(f"last/{name}")) == 3
+    loss, near, size = (events.Scalars(f"last/{name}")[0].value for name in ("loss", "near", "size"))
+    assert loss == pytest.approx(near + 0.1 * size, rel=1e-5)
