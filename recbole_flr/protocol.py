@@ -8,8 +8,8 @@ import re
 from recbole.evaluator import metric_types
 from recbole.utils import ModelType
 
+from recbole_flr.allowed_values import accepts
 from recbole_flr.errors import ConfigError, nearest
-from recbole_flr.options import accepts
 
 WITHOUT_CUTOFF = {"auc", "gauc", "mae", "rmse", "logloss"}
 TITLE_METRICS = ["title_hit", "title_ndcg"]
