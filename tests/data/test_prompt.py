@@ -163,7 +163,8 @@ def test_chunks_are_titles_between_what_stands_around_them(before, after, end_it
     titles = [[1, 0], [0], [2, 3, 4, 0], [5, 0]]
     chunks = Template("head", before, after, "tail", end_item).chunks(letters, RaggedRows.of([[], *titles]))
     around = [[ord(letter) for letter in text] for text in (before, after, "head", "tail")]
-    expected = [[], *(around[0] + (title if end_item else title[:-1]) + around[1] for title in titles), [7, *around[2]], around[3]]
+    items = [around[0] + (title if end_item else title[:-1]) + around[1] for title in titles]
+    expected = [[], *items, [7, *around[2]], around[3]]
     assert [chunks.row(row) for row in range(len(chunks))] == expected
 
 
