@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from recbole_flr.data.prompt import IGNORE, Collator, Template
+from recbole_flr.errors import ConfigError
 from recbole_flr.model.backbone import END_OF_TITLE, PAD, START, THOUGHT, train_tokenizer
 from recbole_flr.ragged import RaggedRows
 
@@ -140,6 +141,11 @@ def test_compact_prompt_is_titles_with_their_ends(backbone, history):
     for place, item in enumerate(history):
         chunk = prompts.ids[0][prompts.item[0] == place].tolist()
         assert decode(backbone, chunk[:-1]) == TITLES[item]
+
+
+def test_a_template_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match=r"prompt: found 'papers', expected compact \| paper"):
+        Template.named("papers", "toy")
 
 
 def test_a_noun_is_text_too(backbone):
