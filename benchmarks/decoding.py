@@ -5,21 +5,21 @@
 The same FLR of the compact size for all, warmed up on made-up users of a made-up shop (`benchmarks.made_up.shop_titles`), its
 tokenizer learned from the titles; the same users, the same number of beams, scores over the whole vocabulary. Versions:
 
-- ours: read the prompts, think, `decode`: all beams of a user are one tree behind one prompt cache; a title without a rival
-  below its node leaves the search, and is scored at once or not at all; only a node's children are looked at.
-- textbook: read and think as ours; then the algorithm of transformers' beam search, step for step, on the project's tree.
-- generate: read and think as ours; then transformers' `generate` on [prompt, thought] with `prefix_allowed_tokens_fn`, which
+- ours: read the prompts, think, `decode`. All beams of a user are one tree behind one prompt cache. A title without a rival below
+  its node leaves the search and is scored at once, or not at all. Only the children of a node are looked at.
+- textbook: read and think as in ours; then the algorithm of transformers' beam search, step for step, on the project's tree.
+- generate: read and think as in ours; then transformers' `generate` on [prompt, thought] with `prefix_allowed_tokens_fn`, which
   asks a trie of dicts for the tokens that may follow.
-- no thought: ours without reasoning (BIGRec with the same backbone): what the thought costs a ranking.
+- no thought: ours without reasoning (BIGRec with the same backbone), which shows what the thought costs a ranking.
 
-A wrong path is not timed. The ranking of textbook is generate's, title by title; so are the scores. Ours is another search with
-as many beams: titles that leave it make room, so it drops less. The scores of all titles that it finds with generate are
-generate's, and for the first users those of all it finds are full passes'; its lists may not be worse on the whole than
-generate's. Told is the share of users for whom it finds generate's very list. How far beams are from the true best is a matter
-of `benchmarks.exact`, on trained models.
+Nothing is timed before it is compared. Textbook must give the ranking and the scores of generate. Ours is another search with as
+many beams: titles that leave it make room for others, so it drops fewer titles. The titles that ours and generate both find must
+have the same scores; for the first users, all scores of ours must be those of full passes; and on the whole the lists of ours
+may not be worse than those of generate. The report gives the share of users for whom both lists are the same.
+`benchmarks.exact` measures how far beams are from the true best titles, on trained models.
 
-Parts of `decode`: seconds within the language model (backbone, projection on the vocabulary, softmax), and within the trie's
-lookups; the rest is sorting and bookkeeping.
+Parts of `decode`: seconds within the language model (backbone, projection on the vocabulary, softmax) and within the lookups of
+the trie. The rest is sorting and bookkeeping.
 """
 
 import statistics
@@ -34,9 +34,9 @@ from unittest.mock import patch
 import torch
 from tabulate import tabulate
 
+from benchmarks.checks import TOLERANCE, check_scores
 from benchmarks.harness import in_turns, parser, spread, surroundings, write_json
 from benchmarks.made_up import build_model, histories, interaction, shop_titles, warm_up, write_dataset
-from benchmarks.scale import check_scores
 from recbole_flr.decoding import Trie
 from recbole_flr.decoding import scorer as scoring
 from recbole_flr.decoding.finished import BestTitles
@@ -44,8 +44,7 @@ from recbole_flr.model.bigrec import BIGRec
 from recbole_flr.model.flr import FLR
 from recbole_flr.model.tree import TreeDecoder
 
-TOLERANCE = 1e-4  # of scores in float32, relative
-PARTS = {  # of `decode`: functions, of the backbone (None) and others
+PARTS = {  # of `decode`: (owner, function); None is the backbone
     "language model": [(None, "forward"), (None, "logits"), (scoring, "log_normaliser")],
     "trie": [(Trie, name) for name in ("edges", "tokens", "nodes", "own_tokens", "tails")],
 }
@@ -77,8 +76,8 @@ def ours(model, batch):
 def textbook(model, batch):
     """transformers' algorithm on the project's tree decoder and trie: Beams.
 
-    Of the 2 K best children of the running beams those that end a title, and are among the first K, are finished; the first K
-    of the others run on. Done when no running beam can come among the K best that are finished.
+    Each step takes the 2 K best children of the running beams. Those among the first K that end a title are finished. The first
+    K of the others run on. The search ends when no running beam can come among the K best finished titles.
     """
     scorer, trie, beams = TreeDecoder(model.backbone, model.read_history(batch)), model.trie, model.num_beams
     users = len(scorer.hidden)
@@ -163,10 +162,10 @@ class Generate:
 
 
 def check_same(beams, leaves, scores):
-    """Textbook's lists are generate's; only titles whose scores are equal may have changed places.
+    """Check that the lists of textbook are those of generate, up to the order of titles with equal scores.
 
     Raises:
-        AssertionError: if they differ.
+        AssertionError: they differ.
     """
     close = (beams.scores - scores).abs() <= TOLERANCE * scores.abs()
     same = beams.nodes.sort(1).values == leaves.sort(1).values
@@ -183,10 +182,10 @@ def compare(beams, leaves, scores):
         leaves, scores: [users, beams] of generate's.
 
     Returns:
-        dict of `same`, share of users with the same titles; and `gain`, of the mean score of a title over generate's.
+        dict with `same`, the share of users with the same titles; and `gain`, the mean score of a title minus generate's.
 
     Raises:
-        AssertionError: if a common title's scores differ, or ours are worse on the whole.
+        AssertionError: the scores of a common title differ, or ours are worse on the whole.
     """
     common = beams.nodes.unsqueeze(2) == leaves.unsqueeze(1)  # [users, F, beams]
     difference = (beams.scores.unsqueeze(2) - scores.unsqueeze(1)).abs() / scores.unsqueeze(1).abs()
@@ -204,7 +203,7 @@ def compare(beams, leaves, scores):
 
 
 def shares(model, batch, repeats):
-    """Shares of the seconds of `decode` that its parts take: part -> one of each repeat."""
+    """Shares of the time of `decode` that its parts take: dict part -> list with one share for each repeat."""
     spent = dict.fromkeys(PARTS, 0.0)
 
     def timed(part, whole):
@@ -261,7 +260,7 @@ def main(arguments=None):
     leaves, scores = generate(batch)
     check_same(textbook(flr, batch), leaves, scores)
     found = compare(ours(flr, batch), leaves, scores)
-    difference = check_scores(flr, flr, flr.trie, rows[:CHECKED])
+    difference = check_scores(flr, flr.collator, flr.trie, rows[:CHECKED])
     print(f"textbook ranks as generate. Scores agree with full passes: largest relative difference {difference:.1e}.\n"
           f"The list of ours is generate's for {found['same']:.1%} of the users; a title's score is better by "
           f"{found['gain']:.2g} on the mean.")  # fmt: skip

@@ -1,16 +1,16 @@
-"""How often a beam misses what the model finds best, and what it costs to be sure.
+"""How often beam search misses the titles that the model finds best, and what it costs to find them for certain.
 
     python -m benchmarks.exact saved/FLR-toys_demo-... --json exact.json
 
-On the test users of a trained run: the best titles by beams of several widths beside those of exact search
-(`recbole_flr.decoding.exact`), under the run's own `score` and `length_penalty`, as many titles wanted of each. A title counts
-as missed if it is not among the beam's best and scores higher than the last of them by more than rounding.
+The test users of a trained run are ranked by beams of several widths and by exact search (`recbole_flr.decoding.exact`), under
+the run's own `score` and `length_penalty`, with the same number of titles wanted. A title counts as missed if it is not among
+the best of the beam and its score is higher than that of their last one by more than rounding.
 
-Asserted for every user: titles that both found have equal scores, and no title of a beam that exact search left out is better
-than the last that it kept.
+For every user the benchmark checks that titles that both searches found have equal scores, and that no title of a beam which
+exact search left out is better than the last one that exact search kept.
 
-Times are those of the search alone, after the prompts are read; the searches take turns on each batch, after one call each
-that does not count. Tokens are those that the model was asked to read behind the prompt.
+Times are those of the search alone, after the prompts have been read. The searches take turns on each batch, after one call of
+each that does not count. "Tokens" are those that the model was asked to read behind the prompt.
 
 Shapes: U users, F titles (padded).
 """
@@ -27,6 +27,7 @@ from recbole_flr.decoding import beam_search
 from recbole_flr.decoding.exact import exact_search
 from recbole_flr.decoding.scorer import SCORES
 from recbole_flr.errors import FLRError
+from recbole_flr.model.generative import GenerativeRecommender
 from recbole_flr.model.tree import TreeDecoder
 from recbole_flr.quick_start import load_data_and_model
 
@@ -48,23 +49,23 @@ class Counted:
 
 
 def tolerance(scores, precision):
-    """What rounding may do to scores of a model of that precision."""
+    """How much rounding may change the scores of a model of that precision (a dtype); the shape of `scores`."""
     return min(1000 * torch.finfo(precision).eps, 0.1) * (1 + scores.abs())
 
 
 def compare(exact, beam, top, precision=torch.float32):
-    """What a beam missed.
+    """Count the titles that a beam missed.
 
     Args:
-        exact, beam: Beams of the same users; the first has the `top` best titles.
-        top: how many titles count.
+        exact, beam: Beams of the same users; `exact` has the `top` best titles.
+        top: number of titles that count.
         precision: the model's dtype.
 
     Returns:
-        titles missed [U] int64, and whether the best one was [U].
+        number of titles missed, int64 [U]; and whether the best title was missed, bool [U].
 
     Raises:
-        AssertionError: if the two contradict each other.
+        AssertionError: the two contradict each other.
     """
     same = (exact.nodes.unsqueeze(2) == beam.nodes.unsqueeze(1)) & (exact.nodes >= 0).unsqueeze(2)  # [U, F, F']
     apart = (exact.scores.unsqueeze(2) - beam.scores.unsqueeze(1)).abs().masked_fill(~same, 0).amax(2)
@@ -83,7 +84,7 @@ def compare(exact, beam, top, precision=torch.float32):
 
 
 def batches(rows, size):
-    """Parts of an interaction, of `size` rows."""
+    """Split an interaction into parts of `size` rows."""
     return [rows[at] for at in torch.arange(len(rows)).split(size)]
 
 
@@ -95,8 +96,8 @@ def measure(model, parts, beams, top, repeats):
         model: GenerativeRecommender in evaluation mode.
         parts: list of interactions, the batches.
         beams: list of beam widths.
-        top: titles a user.
-        repeats: timed calls of each search.
+        top: titles wanted for each user.
+        repeats: number of timed calls of each search.
 
     Returns:
         dict: name of the search -> dict of its figures; exact search is first.
@@ -155,7 +156,7 @@ def parse(arguments):
 
 
 def main(arguments=None):
-    """Measure, print the table; returns what --json writes."""
+    """Measure and print the table. Returns what --json writes."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     command, given = parse(arguments)
     try:
@@ -163,7 +164,7 @@ def main(arguments=None):
         config, model, *_, test_data = load_data_and_model(given.run, options)
     except FLRError as error:
         command.error(str(error))
-    if not hasattr(model, "trie"):
+    if not isinstance(model, GenerativeRecommender):
         command.error(f"{given.run} is a run of {config['model']}, which writes no titles")
     rows = test_data._dataset.inter_feat
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))

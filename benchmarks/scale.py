@@ -2,247 +2,71 @@
 
     python -m benchmarks.scale --json scale.json
 
-The titles are made up as a shop has them (`benchmarks.made_up.shop_titles`); a catalogue is the first so many of the largest
-one. All sizes have the same tokenizer (learned from the first 10,000 titles as the compact backbone learns its own), the same
-FLR of the default sizes, and the same users, whose histories of ten titles come from the smallest catalogue. So the prompts
-and what the model thinks of them are the same at all sizes. Measured at each size:
+The titles are made up like those of a shop (`benchmarks.made_up.shop_titles`); a catalogue consists of the first titles of the
+largest one. All sizes share the tokenizer (learned from the first 10,000 titles, as the compact backbone learns its own), the
+same FLR of the default sizes, and the same users. The users' histories of ten titles come from the smallest catalogue, so the
+prompts and thoughts are the same at all sizes. At each size the benchmark measures:
 
-- preparation, once each: what a run does once a catalogue, step by step, in a process of its own. Memory is how far a step
-  raises the process's resident memory above what was in use before it; what the step returns is part of it.
-- trie: seconds of `Trie.build`, all sizes in turn, and its memory, in a process of its own that holds nothing but the
-  tokens, their offsets and the item ids (int64; not counted). The finished trie is part of it.
-- decoding: seconds of `model.decode` on prompts that have been read, for a user, all sizes in turn; the ratio to 10,000
-  titles is taken turn by turn. Passes are those of the backbone behind the thought, tokens those that a user's beams tried.
-- all scores: seconds of `item_scores`, which spreads the titles found over RecBole's [users, items], for a user. This is
-  linear, as its result is.
+- preparation: the steps that a run does once for a catalogue (`benchmarks.preparation`), in a process of its own.
+- trie: seconds of `Trie.build`, all sizes in turn; and its memory, in a process of its own that holds only the tokens, their
+  offsets and the item ids (int64, not counted). The finished trie is part of the memory.
+- decoding: seconds of `model.decode` for each user, on prompts that have been read, all sizes in turn. The ratio to 10,000
+  titles is taken turn by turn. "Passes" are those of the backbone behind the thought. "Tokens" are those that a user's beams
+  tried.
+- all scores: seconds of `item_scores` for each user, which spreads the titles found over RecBole's [users, items]. It is linear
+  in the number of items, like its result.
 
-Two models. `warmed up`: language modelling and FLR's own loss on histories of users who keep to a brand, for some hundred
-steps. Its beams stay among few beginnings, as a trained model's do; this is what users see. `random`: fresh weights. All
-tokens are about as probable, so the beams scatter, and more titles with longer tails have to be scored: the worst case.
+There are two models. `warmed up` has taken some hundred steps of language modelling and of FLR's own loss, on histories of users
+who keep to a brand. Its beams stay among few beginnings, as those of a trained model do; this is what users see. `random` has
+fresh weights. All tokens are about equally probable, so the beams scatter, and more titles with longer tails have to be scored;
+this is the worst case.
 
-A wrong path is not timed. Each trie is compared with its titles: all are found by walking and stand at the right leaf; the
-nodes are as many as there are distinct prefixes, counted by numpy without a trie; tails are where one title is left. The
-smallest trie is compared with one of dicts, node by node. For the first users of each size and model, the scores of all titles
-found are compared with full passes over prompt and title, without a cache.
+Nothing is timed before it is compared (`benchmarks.checks`): each trie with its titles, the smallest one also with a trie of
+dicts, and for the first users of each size and model the scores of all titles found with full passes without a cache.
 
-Shapes: B users, H titles of a history, T title tokens, M nodes, N titles, V vocabulary.
+Shapes: B users, H titles of a history.
 """
 
 import argparse
-import gc
 import statistics
 import sys
 import tempfile
 import warnings
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 
-import numpy as np
 import torch
 from tabulate import tabulate
 
-from benchmarks.harness import in_fresh_process, in_turns, parser, peak, spread, start_peak, surroundings, write_json
+from benchmarks.checks import check_against_dicts, check_scores, check_trie
+from benchmarks.harness import in_fresh_process, in_turns, parser, spread, surroundings, write_json
 from benchmarks.made_up import (
     build_model, histories, interaction, language_model_loss, shop_titles, warm_up, write_dataset,
 )  # fmt: skip
-from recbole_flr.data.catalog import Catalog
-from recbole_flr.data.prompt import IGNORE, Collator, Template
+from benchmarks.preparation import build_memory, load, prepare
 from recbole_flr.decoding import Trie, beam_search, item_scores
-from recbole_flr.model.backbone import Backbone, compact_lm, load_tokenizer, train_tokenizer
+from recbole_flr.model.backbone import train_tokenizer
 from recbole_flr.model.flr import FLR
 from recbole_flr.model.tree import TreeDecoder
-from recbole_flr.ragged import RaggedRows
 
-SAMPLE = 10_000  # titles from which the tokenizer and the model learn; also what the other sizes are compared with
-VOCABULARY, LONGEST = 4000, 64  # compact_vocab_size and max_title_tokens of properties/generative.yaml
-CHECKED = 4  # users whose scores are compared
-TOLERANCE = 1e-4  # relative, in float32
+SAMPLE = 10_000  # titles from which the tokenizer and the model learn; the other sizes are compared with this one
+VOCABULARY = 4000  # compact_vocab_size of properties/generative.yaml
+CHECKED = 4  # users whose scores are compared with full passes
 MODELS = ("warmed up", "random")
 
 
-@dataclass
-class Shop:
-    """A catalogue of N titles, ready for a model.
-
-    Attributes:
-        collator: Collator of its titles and prompts.
-        items: [N] int64 tensor, item ids 1 .. N, the most popular first.
-        steps: name -> [seconds, bytes of memory] of the preparation.
-    """
-
-    collator: Collator
-    items: torch.Tensor
-    steps: dict
-
-    def entries(self):
-        """The arguments of Trie.build: titles (RaggedRows) and items (numpy), the most popular first."""
-        return self.collator.titles.take(self.items), self.items.numpy()
-
-
-# preparation of a catalogue, in a process of its own
-
-
-def prepare(folder, size):
-    """All that a run does once a catalogue, of the first `size` lines of `titles.txt`; writes `<size>.npz`."""
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    backbone = Backbone(compact_lm({  # the smallest: only its tokenizer is used
-        "compact_hidden_size": 8, "compact_layers": 1, "compact_heads": 1, "compact_dropout": 0.0,
-        "attn_implementation": "sdpa",
-    }, tokenizer), tokenizer, pretrained=False)  # fmt: skip
-    with open(folder / "titles.txt", encoding="utf-8") as lines:
-        texts = [""] + [next(lines).rstrip("\n") for _ in range(size)]
-    popularity = np.random.default_rng(0).zipf(1.5, size + 1)
-    backbone.encode(texts[:10])
-    Trie.build([[1, 0]])  # what is set up once belongs to no step
-    steps = {}
-
-    def step(name, work):
-        gc.collect()
-        before, start = start_peak(), perf_counter()
-        found = work()
-        steps[name] = perf_counter() - start, max(peak() - before, 0)
-        return found
-
-    catalog = step("catalogue", lambda: Catalog(texts, popularity=popularity))
-    titles = step("tokenize", lambda: catalog.tokenize(backbone, LONGEST))
-    chunks = step("chunks", lambda: Template.named("compact", "").chunks(backbone, titles))
-    items = step("order", lambda: torch.from_numpy(catalog.by_popularity()))
-    entries = step("take", lambda: titles.take(items))
-    step("trie", lambda: Trie.build(entries, items.numpy()))
-    np.savez(
-        folder / f"{size}.npz", flat=titles.flat, start=titles.start, chunks=chunks.flat, chunk_start=chunks.start,
-        items=items, pad=backbone.pad_id, steps=list(steps), figures=list(steps.values()),
-    )  # fmt: skip
-    return 0
-
-
-def load(folder, size):
-    """Shop that :func:`prepare` wrote."""
-    with np.load(folder / f"{size}.npz") as found:
-        ragged = lambda flat, start: RaggedRows(torch.from_numpy(found[flat]), torch.from_numpy(found[start]))
-        collator = Collator(ragged("flat", "start"), ragged("chunks", "chunk_start"), int(found["pad"]))
-        steps = {str(name): [float(s), int(b)] for name, (s, b) in zip(found["steps"], found["figures"])}
-        return Shop(collator, torch.from_numpy(found["items"]), steps)
-
-
-def build_memory(folder, size):
-    """Bytes by which Trie.build raises the resident memory of a process that holds its arguments."""
-    entries = load(folder, size).entries()
-    Trie.build([[1, 0]])
-    gc.collect()
-    before = start_peak()
-    Trie.build(*entries)
-    return max(peak() - before, 0)
-
-
-# equality: the trie
-
-
-def check_trie(trie, titles, items):
-    """Compare a trie with its titles.
-
-    Args:
-        trie: Trie.
-        titles, items: the arguments of Trie.build, as RaggedRows and a numpy array [N].
-
-    Returns:
-        number of nodes; of leaves, which is that of distinct titles; of nodes behind which titles still branch.
-
-    Raises:
-        AssertionError: if they do not belong together.
-    """
-    tokens, offsets = titles.flat.numpy(), titles.start.numpy()
-    array = {field.name: getattr(trie, field.name).numpy().astype(np.int64) for field in fields(trie)}
-    width, count, size = int(tokens.max()) + 1, trie.num_nodes, len(items)
-    parent = np.repeat(np.arange(count), np.diff(array["first_child"]))
-    key = parent * width + array["child_token"]
-    _require(len(key) == count - 1 and (np.diff(key) > 0).all(), "its edges are out of order")
-    _require(np.array_equal(np.sort(array["child_node"]), np.arange(1, count)), "a node has not one parent")
-    _require(array["node_token"][0] == -1, "its root has a token")
-
-    node, prefix, path = np.zeros(size, np.int64), np.zeros(size, np.int64), []
-    depth_of, prefixes, distinct = np.zeros(count, np.int64), 1, 0
-    left = np.arange(size)  # titles that have not ended
-    for depth in range(int(np.diff(offsets).max())):
-        left = left[offsets[left + 1] - offsets[left] > depth]
-        token = tokens[offsets[left] + depth]
-        wanted = node[left] * width + token
-        edge = np.searchsorted(key, wanted).clip(max=len(key) - 1)
-        _require(np.array_equal(key[edge], wanted), "a title cannot be walked")
-        node[left] = array["child_node"][edge]
-        _require(np.array_equal(array["node_token"][node[left]], token), "a node has another token than its edge")
-        depth_of[node[left]] = depth + 1
-        path.append((left, node[left].astype(np.int32)))
-        # distinct prefixes, without the trie: each is the number of its own prefix and a token
-        names, number = np.unique(prefix[left] * width + token, return_inverse=True)
-        prefixes, prefix[left] = prefixes + len(names), number
-        distinct += len(np.unique(number[offsets[left + 1] - offsets[left] == depth + 1]))
-    _require(count == prefixes, f"it has {count} nodes for {prefixes} distinct prefixes")
-
-    _require(np.array_equal(np.sort(array["items"]), np.sort(items)), "its items are others")
-    leaf_of = np.zeros(int(items.max()) + 1, np.int64)
-    leaf_of[array["items"]] = np.repeat(np.arange(count), np.diff(array["item_start"]))
-    _require(np.array_equal(leaf_of[items], node), "an item is at another leaf than its title's")
-    given = np.argsort(node, kind="stable")
-    _require(np.array_equal(array["items"], items[given]), "items that share a title are out of order")
-    leaves = int((np.diff(array["first_child"]) == 0).sum())
-    _require(leaves == distinct, f"it has {leaves} leaves for {distinct} distinct titles")
-
-    low, high = np.full(count, count), np.full(count, -1)  # of the leaves behind a node
-    for entries, nodes in [(np.arange(size), np.zeros(size, np.int32)), *path]:
-        np.minimum.at(low, nodes, node[entries])
-        np.maximum.at(high, nodes, node[entries])
-    tail = np.where(low == high, depth_of[low] - depth_of, -1)
-    _require(np.array_equal(array["tail_length"], tail), "a tail is not where one title is left")
-    one = tail >= 0
-    _require(np.array_equal((np.arange(count) + tail)[one], low[one]), "a tail is not consecutive")
-    return count, leaves, int((~one).sum())
-
-
-def _require(true, what):
-    if not true:
-        raise AssertionError(f"the trie is wrong: {what}")
-
-
-def check_against_dicts(trie, titles, items):
-    """Compare a trie, node by node, with one of dicts made of `titles`, lists of tokens, and their items.
-
-    Raises:
-        AssertionError: if they differ.
-    """
-    root, ends = {}, None  # None is the key of a title's items
-    for title, item in zip(titles, items.tolist()):
-        node = root
-        for token in title:
-            node = node.setdefault(token, {})
-        node.setdefault(ends, []).append(item)
-    open_nodes, seen = [(0, root)], 0
-    while open_nodes:
-        number, node = open_nodes.pop()
-        seen += 1
-        found = trie.items[trie.item_start[number] : trie.item_start[number + 1]].tolist()
-        _require(found == node.pop(ends, []), f"the items of node {number} are not those of the trie of dicts")
-        tokens, children = trie.children(number)
-        _require(tokens.tolist() == sorted(node), f"the children of node {number} are not those of the trie of dicts")
-        open_nodes += [(child, node[token]) for token, child in zip(tokens.tolist(), children.tolist())]
-    _require(seen == trie.num_nodes, f"it has {trie.num_nodes} nodes, the trie of dicts {seen}")
-
-
-# model, users, decoding
-
-
 def make_models(given, folder, texts, sample):
-    """name -> FLR of the default sizes.
+    """The two models, FLR of the default sizes.
 
     Args:
-        given: `beams`, `warmup`.
+        given: options; `beams` and `warmup` are read.
+        folder: Path of the folder that holds `tokenizer`.
         texts: the first SAMPLE titles, from which the model learns.
-        sample: their Shop.
+        sample: the Shop of these titles.
 
     Returns:
-        the models, and for each the mean cross entropy of a token in users' sequences that it was not shown.
+        two dicts, name -> model, and name -> mean cross entropy of a token in sequences of users that the model has not seen.
     """
     models, losses = {}, {}
     for name in MODELS:
@@ -260,7 +84,7 @@ def make_models(given, folder, texts, sample):
 
 
 class Counting(TreeDecoder):
-    """Counts what the beam search asks for: passes, and tokens of all users."""
+    """Counts the passes and the tokens of all users that beam search asks for."""
 
     passes = tokens = 0
 
@@ -271,42 +95,10 @@ class Counting(TreeDecoder):
 
 
 @torch.no_grad()
-def check_scores(model, shop, trie, rows):
-    """Compare the scores of all titles that decoding finds for users [B, H + 1] with full passes over prompt and title.
-
-    Returns:
-        the largest relative difference.
-
-    Raises:
-        AssertionError: if a score differs, or there are too few titles, or one twice.
-    """
-    model.collator, model.trie = shop.collator, trie
-    prompts = model.collator.prompts(rows[:, :-1], torch.full((len(rows),), rows.shape[1] - 1))
-    reading = model.read(prompts)
-    beams = model.decode(reading)
-    found = beams.nodes >= 0
-    fewest = min(model.num_beams, int((trie.tail_length == 0).sum()))
-    if (found.sum(1) < fewest).any() or any(len(set(row)) < fewest for row in beams.nodes.tolist()):
-        raise AssertionError(f"decoding found fewer than {fewest} titles for a user")
-    user, place = found.nonzero(as_tuple=True)
-    titles, labels = model.collator.targets(trie.items[trie.item_start[beams.nodes[user, place]].long()].long())
-    uncached = replace(reading, cache=None, prefix=model.backbone.embed(prompts.ids))
-    each = {name: getattr(uncached, name)[user] for name in ("mask", "length", "seed", "prefix")}
-    hidden = model.title_hidden(replace(uncached, state=None, **each), titles)
-    log_probs = model.backbone.logits(hidden).log_softmax(-1).gather(2, titles.unsqueeze(2)).squeeze(2)
-    expected = log_probs.masked_fill(labels == IGNORE, 0).sum(1)
-    difference = ((beams.scores[user, place] - expected) / expected).abs().max().item()
-    if not difference < TOLERANCE:
-        raise AssertionError(f"the score of a title differs from that of a full pass by {difference:.1e} (relative), expected "
-                             f"less than {TOLERANCE}")  # fmt: skip
-    return difference
-
-
-@torch.no_grad()
 def time_decoding(given, model, shops, tries, rows):
-    """size -> figures of decoding with one model, for users [B, H + 1]."""
+    """Figures of decoding with one model, for the users' histories `rows` [B, H + 1]: dict size -> figures."""
     model.collator = shops[given.sizes[0]].collator
-    reading = model.read_history(interaction(model, rows))  # the same at all sizes
+    reading = model.read_history(interaction(model, rows))  # it is the same at all sizes
 
     def decode(trie):
         model.trie = trie
@@ -332,7 +124,7 @@ def time_decoding(given, model, shops, tries, rows):
 
 
 def base_size(given):
-    """The size that the others are compared with."""
+    """The size with which the others are compared."""
     return SAMPLE if SAMPLE in given.sizes else given.sizes[0]
 
 
@@ -353,7 +145,7 @@ def parse(arguments):
         "warmup": (300, 1, "steps of the model that is warmed up"), "threads": (None, 1, "of torch, or its own choice"),
     })  # fmt: skip
     command.add_argument("--sizes", type=_sizes, default="1000,10000,100000,1000000", help="titles, with commas")
-    command.add_argument("--part", nargs=3, help=argparse.SUPPRESS)  # in a process of its own: name, folder, size
+    command.add_argument("--part", nargs=3, help=argparse.SUPPRESS)  # name, folder, size: runs in its own process
     given = command.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -387,7 +179,7 @@ def main(arguments=None):
 
 
 def measure(given, arguments, folder):
-    """All figures: a list with one dict a size, and each model's cross entropy."""
+    """All figures: a list with one dict for each size, and the cross entropy of each model."""
     titles = shop_titles(max(given.sizes))
     (folder / "titles.txt").write_text("\n".join(titles) + "\n", encoding="utf-8")
     texts = titles[:SAMPLE]
@@ -420,7 +212,7 @@ def measure(given, arguments, folder):
     models, losses = make_models(given, folder, texts, load(folder, len(texts)))
     rows = histories(texts[: given.sizes[0]], given.users, seed=1)
     for name, model in models.items():
-        differences = {size: check_scores(model, shops[size], tries[size], rows[:CHECKED]) for size in given.sizes}
+        differences = {size: check_scores(model, shops[size].collator, tries[size], rows[:CHECKED]) for size in given.sizes}
         for one, figures in zip(results, time_decoding(given, model, shops, tries, rows).values()):
             one["decoding"][name] = {**figures, "largest_difference": differences[one["titles"]]}
     return results, losses

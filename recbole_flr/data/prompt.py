@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from recbole_flr.errors import ConfigError
 from recbole_flr.ragged import RaggedRows, rows_and_places
 
 IGNORE = -100  # a label that the cross entropy skips
@@ -50,10 +51,20 @@ class Template:
 
     @classmethod
     def named(cls, name, noun):
-        """The template `compact`, or `paper` for any other name; `noun` is the word for one item, such as "toy"."""
+        """A template by its name.
+
+        Args:
+            name: `compact` or `paper`.
+            noun: the word for one item, such as "toy"; only `paper` uses it.
+
+        Raises:
+            ConfigError: there is no template of that name.
+        """
         if name == "compact":
             return cls("", "", "", "", end_item=True)
-        return cls(PAPER_HEAD.format(noun=noun), '"', '"\n', PAPER_TAIL, end_item=False)
+        if name == "paper":
+            return cls(PAPER_HEAD.format(noun=noun), '"', '"\n', PAPER_TAIL, end_item=False)
+        raise ConfigError(f"prompt: found {name!r}, expected compact | paper")
 
     def chunks(self, backbone, titles):
         """Token ids of all pieces that prompts are made of.

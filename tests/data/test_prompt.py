@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from recbole_flr.data.prompt import IGNORE, Collator, Template
+from recbole_flr.errors import ConfigError
 from recbole_flr.model.backbone import END_OF_TITLE, PAD, START, THOUGHT, train_tokenizer
 from recbole_flr.ragged import RaggedRows
 
@@ -142,6 +143,11 @@ def test_compact_prompt_is_titles_with_their_ends(backbone, history):
         assert decode(backbone, chunk[:-1]) == TITLES[item]
 
 
+def test_a_template_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match=r"prompt: found 'papers', expected compact \| paper"):
+        Template.named("papers", "toy")
+
+
 def test_a_noun_is_text_too(backbone):
     template = Template.named("paper", "{braces} %s")
     assert "recommend the next {braces} %s to the user" in template.head
@@ -163,7 +169,8 @@ def test_chunks_are_titles_between_what_stands_around_them(before, after, end_it
     titles = [[1, 0], [0], [2, 3, 4, 0], [5, 0]]
     chunks = Template("head", before, after, "tail", end_item).chunks(letters, RaggedRows.of([[], *titles]))
     around = [[ord(letter) for letter in text] for text in (before, after, "head", "tail")]
-    expected = [[], *(around[0] + (title if end_item else title[:-1]) + around[1] for title in titles), [7, *around[2]], around[3]]
+    items = [around[0] + (title if end_item else title[:-1]) + around[1] for title in titles]
+    expected = [[], *items, [7, *around[2]], around[3]]
     assert [chunks.row(row) for row in range(len(chunks))] == expected
 
 
