@@ -129,7 +129,8 @@ def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])
     show_progress = config["show_progress"]
-    best_valid_score, best_valid_result = trainer.fit(train_data, valid_data, saved=saved, show_progress=show_progress)
+    with no_foreign_warnings():
+        best_valid_score, best_valid_result = trainer.fit(train_data, valid_data, saved=saved, show_progress=show_progress)
     result = {
         "best_valid_score": best_valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],

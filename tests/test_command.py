@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_flr import command, quick_start
+from recbole_flr import command, quick_start, recommendation
 from recbole_flr.command import main, parse_arguments, recommend_main
 from recbole_flr.errors import CheckpointError, ConfigError, DataError
 from recbole_flr.options import options_for
@@ -151,7 +151,7 @@ def test_recommend_reports_a_mistake(error, monkeypatch, capsys):
     def refuse(*_):
         raise error("found nothing")
 
-    monkeypatch.setattr(quick_start, "recommend", refuse)
+    monkeypatch.setattr(recommendation, "recommend", refuse)
     assert recommend_main(["--checkpoint", "x", "--history", "a"]) == 2
     assert capsys.readouterr().err == "recommend: found nothing\n"
 
@@ -160,7 +160,7 @@ def test_recommend_prints(monkeypatch, capsys):
     seen = []
     answer = {"items": [{"item": "i1", "title": "積み木", "score": -1.5}],
               "factors": [{"weight": 0.25, "history": [{"item": "i2", "title": "Robot", "attention": 0.75}]}]}
-    monkeypatch.setattr(quick_start, "recommend", lambda *arguments: seen.append(arguments) or answer)
+    monkeypatch.setattr(recommendation, "recommend", lambda *arguments: seen.append(arguments) or answer)
     line = ["--checkpoint", "saved/x", "--history", "Robot", "Blue Castle", "--k", "1", "--data_path", "there"]
     assert recommend_main(line) == 0
     text = capsys.readouterr().out
