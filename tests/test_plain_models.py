@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, write_dataset, TITLES
+from conftest import TINY, TITLES, write_dataset
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import nn
@@ -42,13 +42,13 @@ class Retrieval(SequentialRecommender):
 class LastItem(Stage):
     """Learns from the last item of the history alone."""
 
-    name, prefix = "last", "last_"
+    name, prefix = "near", "near_"
 
     def losses(self, batch):
         model = self.model
         last = model.items(batch[model.ITEM_SEQ].gather(1, (batch[model.ITEM_SEQ_LEN] - 1).unsqueeze(1)).squeeze(1))
         near = nn.functional.cross_entropy(last @ model.items.weight.T, batch[model.POS_ITEM_ID])
-        return {"near": LossPart(near), "size": LossPart(last.square().mean(), 0.1)}
+        return {"next_item": LossPart(near), "size": LossPart(last.square().mean(), 0.1)}
 
 
 class WholeHistory(Stage):
@@ -83,9 +83,9 @@ learning_rate: 0.05          # (float > 0) Learning rate.
 width: 8                     # (int >= 1) Width of the item vectors.
 train_neg_sample_args: null  # (dict or null) The loss compares the target with all items.
 stages: null                 # (str or list or null) Stages to run; null runs all.
-last_epochs: 3               # (int >= 0) Epochs of the first stage.
-last_learning_rate: 0.05     # (float > 0) Learning rate of the first stage.
-last_stopping_step: 5        # (int >= 0) Validations without a gain before the first stage stops.
+near_epochs: 3               # (int >= 0) Epochs of the first stage.
+near_learning_rate: 0.05     # (float > 0) Learning rate of the first stage.
+near_stopping_step: 5        # (int >= 0) Validations without a gain before the first stage stops.
 whole_epochs: 2              # (int >= 0) Epochs of the second stage.
 whole_learning_rate: 0.01    # (float > 0) Learning rate of the second stage.
 whole_stopping_step: 5       # (int >= 0) Validations without a gain before the second stage stops.
@@ -152,13 +152,13 @@ def test_an_option_of_a_plain_model_is_checked(tiny_data):
 
 def test_two_stages_without_a_language_model(tiny_data):
     result = run(tiny_data, "TwoStages")
-    assert result["stages"].keys() == {"last", "whole"} and result["kept"] in result["stages"]
+    assert result["stages"].keys() == {"near", "whole"} and result["kept"] in result["stages"]
     folder = only_run()
-    first, second = (checkpoint.read(folder / f"{name}.safetensors")[0] for name in ("last", "whole"))
+    first, second = (checkpoint.read(folder / f"{name}.safetensors")[0] for name in ("near", "whole"))
     assert not torch.equal(first["model.items.weight"], second["model.items.weight"])
     assert torch.equal(first["model.scale"], second["model.scale"])  # frozen by the second stage
     written = json.loads((folder / "result.json").read_text())
-    assert [stage["name"] for stage in written["stages"]] == ["last", "whole"]
+    assert [stage["name"] for stage in written["stages"]] == ["near", "whole"]
     assert [stage["epochs"] for stage in written["stages"]] == [3, 2]
     assert len(recbole_flr.recommend(folder, ["Robot"], k=3)["items"]) == 3
 
@@ -184,10 +184,16 @@ def test_two_stages_cut_short_and_resumed(tiny_data, cut, monkeypatch):
 
 
 def test_one_of_two_stages(tiny_data):
-    assert "stages" not in run(tiny_data, "TwoStages", stages="last")
-    assert (only_run() / "last.safetensors").is_file() and not (only_run() / "whole.safetensors").exists()
-    with pytest.raises(ConfigError, match="found 'whole,last', expected one or more of last, whole, in this order"):
-        run(tiny_data, "TwoStages", stages="whole,last")
+    assert "stages" not in run(tiny_data, "TwoStages", stages="near")
+    assert (only_run() / "near.safetensors").is_file() and not (only_run() / "whole.safetensors").exists()
+    with pytest.raises(ConfigError, match="found 'whole,near', expected one or more of near, whole, in this order"):
+        run(tiny_data, "TwoStages", stages="whole,near")
+
+
+def test_a_stage_must_not_be_called_as_a_file_of_the_run(tiny_data, monkeypatch):
+    monkeypatch.setattr(LastItem, "name", "last")  # last.safetensors is the state from which a run goes on
+    with pytest.raises(ValueError, match="'last'.*is the name of a file"):
+        run(tiny_data, "TwoStages")
 
 
 def test_parts_of_the_loss_are_logged(tiny_data):
@@ -196,10 +202,10 @@ def test_parts_of_the_loss_are_logged(tiny_data):
     run(tiny_data, "TwoStages", state="INFO")
     log, = Path("log").rglob("*.log")
     text = log.read_text(encoding="utf-8")
-    assert "last epoch 0 took" in text and "near: " in text and "size_weight: 0.1" in text
+    assert "near epoch 0 took" in text and "next_item: " in text and "size_weight: 0.1" in text
     folder = next(path.parent for path in Path("log_tensorboard").rglob("events*"))
     events = EventAccumulator(str(folder)).Reload()
-    for name in ("loss", "near", "size", "size_weight"):
-        assert len(events.Scalars(f"last/{name}")) == 3
-    loss, near, size = (events.Scalars(f"last/{name}")[0].value for name in ("loss", "near", "size"))
+    for name in ("loss", "next_item", "size", "size_weight"):
+        assert len(events.Scalars(f"near/{name}")) == 3
+    loss, near, size = (events.Scalars(f"near/{name}")[0].value for name in ("loss", "next_item", "size"))
     assert loss == pytest.approx(near + 0.1 * size, rel=1e-5)

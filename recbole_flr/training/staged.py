@@ -28,6 +28,9 @@ class StagedTrainer(SafeCheckpoints, Trainer):
         if not config["single_spec"]:
             raise ConfigError("found several processes, expected one: the batches of the stages are not shared out among them")
         self.stages = {stage.name: stage for stage in choose_stages(model, config)}
+        for name in self.stages:
+            if f"{name}.safetensors" in (checkpoint.BEST, checkpoint.LAST):
+                raise ValueError(f"a stage cannot be called {name!r}: {name}.safetensors is the name of a file of every run")
         self._enter_stage(next(iter(self.stages)))
 
     @property
