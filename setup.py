@@ -45,5 +45,5 @@ setup(
         "tabulate>=0.9",
         "psutil>=5.9",
     ],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6.100"]},
+    extras_require={"test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"]},
 )

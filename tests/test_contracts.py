@@ -1,8 +1,6 @@
 """The contract that every registered model fulfils: it learns a checkerboard, scores a batch as it scores single rows, comes
 back from a checkpoint, takes or refuses another catalogue as it declares, and recommends."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from conftest import TINY, TINY_OPTIONS
@@ -13,9 +11,12 @@ from recbole_flr.registry import MODELS, get_model
 
 WORDS = "Robot Castle Puzzle Dragon Train Paint Farm Dice Ball Drum".split()
 MODEL_NAMES = [*MODELS, "SASRec", "GRU4Rec", "Caser"]
-OPTIONS = {"epochs": 40, "learning_rate": 0.01, "stopping_step": 40, "eval_step": 10, "train_batch_size": 64, "topk": [1, 5],
-           "valid_metric": "NDCG@5", "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1, "dropout_prob": 0.1,
-           "embedding_dropout": 0.0, "stages": "sft", "duplicate_titles": "suffix"}
+OPTIONS = {"epochs": 30, "learning_rate": 0.01, "stopping_step": 30, "eval_step": 10, "train_batch_size": 8, "topk": [1, 5],
+           "valid_metric": "NDCG@5"}
+NO_DROPOUT = {
+    "SASRec": {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}, "GRU4Rec": {"dropout_prob": 0.0},
+    "Caser": {"dropout_prob": 0.0, "reg_weight": 0.0}, **{name: {"embedding_dropout": 0.0, "warmup_epochs": 10} for name in MODELS},
+}
 
 
 def right_answer(item):
@@ -23,42 +24,44 @@ def right_answer(item):
     return (item + 2) % len(WORDS)
 
 
-def write_checkerboard(folder, words=WORDS):
-    """The data set `board`: every user walks from field to field, from every start and for every length."""
+def write_checkerboard(folder, reverse=False):
+    """The data set `board`: every user walks from field to field, from every start and for every length.
+
+    With `reverse` the files list the same items and rows in the opposite order, so that RecBole numbers the items anew.
+    """
     target = folder / "board"
     target.mkdir(parents=True)
-    items = [f"f{number}\t{word}" for number, word in enumerate(words)]
-    (target / "board.item").write_text("\n".join(["item_id:token\ttitle:token", *items]) + "\n")
+    order = -1 if reverse else 1
+    items = [f"f{number}\t{word}" for number, word in enumerate(WORDS)]
+    (target / "board.item").write_text("\n".join(["item_id:token\ttitle:token", *items[::order]]) + "\n")
     head = "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float"
     rows = []
-    for start in range(len(words)):
-        walk = [(start + 2 * step) % len(words) for step in range(6)]
+    for start in range(len(WORDS)):
+        walk = [(start + 2 * step) % len(WORDS) for step in range(6)]
         for length in range(2, 6):
             rows.append(f"u{start}\t{' '.join(f'f{field}' for field in walk[:length])}\tf{walk[length]}\t{length}")
     for part in ("train", "valid", "test"):
-        (target / f"board.{part}.inter").write_text("\n".join([head, *rows]) + "\n")
+        (target / f"board.{part}.inter").write_text("\n".join([head, *rows[::order]]) + "\n")
     return folder
 
 
 @pytest.fixture(scope="session")
 def boards(tmp_path_factory):
-    """Two folders: the checkerboard, and the same with its items in reverse order."""
+    """Two folders: the checkerboard, and the same with other internal item ids."""
     root = tmp_path_factory.mktemp("boards")
-    return write_checkerboard(root / "one"), write_checkerboard(root / "other", WORDS[::-1])
+    return write_checkerboard(root / "one"), write_checkerboard(root / "other", reverse=True)
 
 
-@pytest.fixture(scope="session", params=MODEL_NAMES)
+@pytest.fixture(scope="session", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODEL_NAMES])
 def run(request, boards, tmp_path_factory):
     """name, run folder, result, data: a model that has learned the checkerboard; one run serves all tests."""
     name = request.param
-    options = {key: value for key, value in {**TINY_OPTIONS.get(name, TINY), **OPTIONS}.items()}
-    known = recbole_flr.Config(name, "board", config_dict={**TINY, "data_path": str(boards[0])}).snapshot()
-    options = {key: value for key, value in options.items() if key in known or key in TINY_OPTIONS.get(name, TINY)}
-    folder = tmp_path_factory.mktemp("saved")
-    options.update(data_path=str(boards[0]), checkpoint_dir=str(folder), warmup_epochs=10) if name in MODELS else options.update(
-        data_path=str(boards[0]), checkpoint_dir=str(folder))
-    result = recbole_flr.run_recbole_flr(name, "board", config_dict=options)
-    return name, next(Path(folder).iterdir()), result, boards
+    folder = tmp_path_factory.mktemp(name)
+    options = {**TINY_OPTIONS.get(name, TINY), **OPTIONS, **NO_DROPOUT[name], "data_path": str(boards[0])}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = recbole_flr.run_recbole_flr(name, "board", config_dict=options)
+    return name, next((folder / "saved").iterdir()), result, boards
 
 
 def test_it_learns_the_checkerboard(run):
@@ -68,7 +71,7 @@ def test_it_learns_the_checkerboard(run):
 
 def test_a_batch_is_scored_as_its_rows_are(run):
     _, folder, *_ = run
-    model, test_data = (lambda loaded: (loaded[1], loaded[5]))(recbole_flr.load_data_and_model(folder))
+    _, model, *_, test_data = recbole_flr.load_data_and_model(folder)
     batch = next(iter(test_data))[0]
     assert len(batch) > 5
     with torch.no_grad():
