@@ -19,3 +19,8 @@ class DataError(FLRError):
 
 class CheckpointError(FLRError):
     """A checkpoint that is missing, incomplete, or does not fit the model or the data."""
+
+
+def first_line(error):
+    """The first line of an error's message, for a message of ours that has to stay on one line."""
+    return str(error).split("\n")[0]

@@ -1,4 +1,4 @@
-"""Small logs on disk, and what a conversion must be like whatever it read, for the tests of the dataset scripts."""
+"""For the tests of the dataset scripts: small logs on disk, tables read from them, and checks that every output must pass."""
 
 import gzip
 import hashlib
@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 
 import zstandard
+
+from dataset_scripts.database import Database
+from dataset_scripts.reading import load
+from dataset_scripts.sources import recognise
 
 ROOT = Path(__file__).resolve().parents[1]
 DAY = 86400
@@ -115,3 +119,57 @@ def check_set(report, out, name="s"):
     assert report["windows"][-1] == [report["start"], report["items"]]
     assert sum(report["k_core_rounds"]) == report["below_k"]
     assert report["density"] == report["kept"] / (report["users"] * report["items"])
+
+
+# ---- recognised files --------------------------------------------------------------------------------------------------
+
+_LOG = json_lines(reviews_of())
+_SKIPPED = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"  # a skippable frame of zstd, as pzstd writes it
+PACKED = {  # how `json_lines(reviews_of())` is compressed -> the bytes
+    "gzip": gzip.compress(_LOG), "members": gzip.compress(_LOG[:500]) + gzip.compress(b"") + gzip.compress(_LOG[500:]),
+    "zstd": zstandard.compress(_LOG),
+    "frames": zstandard.compress(_LOG[:500]) + zstandard.compress(b"") + zstandard.compress(_LOG[500:]),
+    "skipped": _SKIPPED + zstandard.compress(_LOG) + _SKIPPED,
+    "short first member": gzip.compress(_LOG[:3]) + gzip.compress(_LOG[3:]),
+    "short first frame": zstandard.compress(_LOG[:3]) + zstandard.compress(_LOG[3:]),
+    "checked": zstandard.ZstdCompressor(write_checksum=True, write_content_size=False).compress(_LOG), "none": _LOG,
+}  # fmt: skip
+
+
+def recognised(path, data, **options):
+    """Writes a file and returns its Source."""
+    path.write_bytes(data)
+    source = recognise(path, **options)
+    assert source.path == source.readable == path.absolute()
+    return source
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------------
+
+
+def every_column(rows):
+    """SQL of a table with the raw rows as they are; see `dataset_scripts.reading.load`."""
+    nothing = "user IS NULL AND item IS NULL AND time IS NULL"
+    return f"SELECT CASE WHEN doubtful OR ({nothing}) THEN 1 ELSE 0 END AS state, * FROM {rows}"
+
+
+def loaded(path, columns, data=None, suffix="", **options):
+    """Reads a file into a DuckDB table.
+
+    Args:
+        path: the file. `data`, if given, is written into it first, compressed as for a name that ends in `suffix`.
+        columns (dict): role -> column.
+        options: of `recognise`.
+
+    Returns:
+        tuple: the rows, a list of dicts role -> text; and the Lines.
+    """
+    if data is not None:
+        path.write_bytes(pack(data, suffix))
+    source = recognise(path, **options)
+    with Database(path.parent / "spill") as database:
+        lines = load(database, "t", source, columns, every_column)
+        n_rejects = 2 if source.format in ("csv", "tsv") else 0  # DuckDB's tables of rejected CSV lines
+        assert database.rows("SELECT count(*) FROM duckdb_tables()") == [(1 + n_rejects,)]
+        rows = database.rows(f"SELECT {', '.join(columns)} FROM t ORDER BY rowid")
+    return [dict(zip(columns, row)) for row in rows], lines

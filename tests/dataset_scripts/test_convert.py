@@ -20,7 +20,7 @@ from helpers_data import make_config
 
 from dataset_scripts import convert as module
 from dataset_scripts.convert import convert
-from dataset_scripts.reading import Database
+from dataset_scripts.database import Database
 from recbole_flr.data.atomic import read_columns, unescape
 from recbole_flr.errors import ConfigError, DataError
 
@@ -739,18 +739,18 @@ def test_times_are_utc_everywhere(tmp_path, monkeypatch, zone):
 @pytest.mark.parametrize("options, message", [
     ({"k": 0}, "k 0"), ({"max_history": 0}, "max_history 0"), ({"step_months": 0}, "step_months 0"),
     ({"min_items": -1}, "min_items -1"),
-    ({"start": "soon"}, "start is 'soon'; expected a date"), ({"start": "2019-01-01"}, "lies after the end"),
+    ({"start": "soon"}, "start is 'soon'; expected a date"), ({"start": "2019-01-01"}, "is later than the end"),
     ({"end": "0001-01-01T00:00+05:00"}, "end is"),
-    ({"start": None, "min_items": 3}, "without a start there is nothing to move back"),
+    ({"start": None, "min_items": 3}, "there is no start to move back"),
     ({"ratios": (0.8, 0.1)}, "three shares"),
     ({"ratios": (0.8, 0.1, 0.2)}, "add up to 1"), ({"ratios": (1.1, -0.1, 0)}, "ratios"),
     ({"ratios": (float("nan"), 0.5, 0.5)}, "ratios"),
     ({"name": "a/b"}, "name is 'a/b'"), ({"name": ""}, "name is ''"), ({"name": ".."}, "name"), ({"name": "a b"}, "name"),
-    ({"name": "a\0b"}, "name"), ({"name": "a\udcff"}, r"name: 'a\\udcff' is no UTF-8"),
-    ({"out": "\udcff"}, "out: .* is no UTF-8"),
-    ({"time_format": "%Y\udcff"}, "time_format: .* is no UTF-8"),
-    ({"columns": {**COLUMNS, "title": "\udcff"}}, "columns: .* is no UTF-8"),
-    ({"meta_columns": {"item": "asin", "title": "\udcff"}}, "meta_columns: .* is no UTF-8"),
+    ({"name": "a\0b"}, "name"), ({"name": "a\udcff"}, r"name: 'a\\udcff' is not UTF-8"),
+    ({"out": "\udcff"}, "out: .* is not UTF-8"),
+    ({"time_format": "%Y\udcff"}, "time_format: .* is not UTF-8"),
+    ({"columns": {**COLUMNS, "title": "\udcff"}}, "columns: .* is not UTF-8"),
+    ({"meta_columns": {"item": "asin", "title": "\udcff"}}, "meta_columns: .* is not UTF-8"),
     ({"split": "random"}, "split is 'random'; expected ratio or leave-one-out"),
     ({"time_unit": "h"}, "time_unit is 'h'; expected auto, s, ms"),
     ({"time_format": "%Q"}, "time_format is '%Q'"), ({"min_rating": float("nan")}, "min_rating is nan"),
@@ -760,18 +760,18 @@ def test_times_are_utc_everywhere(tmp_path, monkeypatch, zone):
     ({"meta_format": "xml"}, "meta_format is 'xml'"), ({"quote": "''"}, "quote is"), ({"quote": "é"}, "quote is"),
     ({"delimiter": ";;"}, "delimiter is ';;'"),
     ({"delimiter": '"'}, "delimiter"), ({"delimiter": "\n"}, "delimiter"), ({"delimiter": ""}, "delimiter is ''"),
-    ({"memory_limit": "much"}, "memory_limit is 'much'; expected such as"), ({"memory_limit": ""}, "memory_limit"),
+    ({"memory_limit": "much"}, "memory_limit is 'much'; expected a size such as"), ({"memory_limit": ""}, "memory_limit"),
     ({"columns": {"user": "a", "item": "b"}}, "columns lacks time; expected ROLE=COLUMN"),
     ({"columns": {**COLUMNS, "who": "x"}}, "unknown role 'who'"),
     ({"columns": {"user": "reviewerID", "item": "asin", "time": "unixReviewTime", "title": "asin"}, "meta": None,
-      "min_rating": 3}, "min_rating is 3, but no column is named as the rating"),
+      "min_rating": 3}, "min_rating is 3, but columns has no rating"),
     ({"columns": {"user": "reviewerID", "item": "asin", "time": "unixReviewTime"}},
-     r"no column of .*meta.json is named as the title; say --meta-columns item=..,title=..; its columns are asin, title"),
+     r"the title of .*meta.json is not named; add --meta-columns item=..,title=..; its columns are asin, title"),
     ({"columns": {"user": "reviewerID", "item": "asin", "time": "unixReviewTime"}, "meta": None},
-     "columns name no title; say title=COLUMN, or .* --meta; the columns of .*reviews.json are reviewerID, asin, "),
+     "columns has no title; add title=COLUMN, or .* --meta; the columns of .*reviews.json are reviewerID, asin, "),
     ({"meta_columns": {"item": "asin"}}, "meta_columns lacks title"),
     ({"meta_columns": {"item": "asin", "title": "title", "time": "x"}}, "unknown role 'time'"),
-    ({"meta": None}, "Amazon's reviews have no titles; give the file of metadata with --meta"),
+    ({"meta": None}, "Amazon's reviews have no titles; give the metadata file with --meta"),
 ])  # fmt: skip
 def test_impossible_options(tmp_path, options, message):
     reviews, meta = simple(tmp_path)

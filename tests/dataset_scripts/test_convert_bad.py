@@ -14,7 +14,7 @@ from helpers_convert import (
     write,
 )  # fmt: skip
 
-from dataset_scripts import convert as module
+from dataset_scripts import output as output_module
 from dataset_scripts import writing
 from dataset_scripts.convert import convert
 from recbole_flr.errors import ConfigError, DataError
@@ -49,7 +49,7 @@ FILES_OF_NOTHING = {  # what the file is -> content, message
     "blank lines": (b"\n \n\t\r\n", "is empty"),
     "empty gzip": (pack(b"", ".gz"), "is empty"),
     "empty zstd": (pack(b"", ".zst"), "is empty"),
-    "half a magic number": (b"\x1f", "columns of Amazon's files: expected reviewerID, asin, unixReviewTime, overall"),
+    "half a magic number": (b"\x1f", "columns of Amazon's files. Expected reviewerID, asin, unixReviewTime, overall"),
     "two bytes of gzip": (b"\x1f\x8b", "is a broken gzip file"),
     "four bytes of zstd": (b"\x28\xb5\x2f\xfd", "is a broken zstd file"),
     "noise": (NOISE, "no valid line with the columns of Amazon's files"),
@@ -58,15 +58,15 @@ FILES_OF_NOTHING = {  # what the file is -> content, message
     "noise behind zstd's magic": (b"\x28\xb5\x2f\xfd" + NOISE, "is a broken zstd file"),
     "noise behind Parquet's magic": (b"PAR1" + NOISE, "is a broken Parquet file"),
     "NUL": (b"\0" * 5000, "no valid line with the columns of Amazon's files"),
-    "no object": (b"1\n[2]\n\"three\"\nnull\n", "no valid line with the columns of Amazon's files.* say --columns"),
-    "other keys": (json_lines(shop()), "found customer, sku, bought, product; of another log say --columns user=..,"),
+    "no object": (b"1\n[2]\n\"three\"\nnull\n", "no valid line with the columns of Amazon's files.* name its columns: --columns"),
+    "other keys": (json_lines(shop()), "found customer, sku, bought, product. For any other log, name its columns: --columns user=..,"),
     "the release of 2014": (GOOD.replace(b'"', b"'"), "no valid line with the columns of Amazon's files"),
     "UTF-16": (GOOD.decode().encode("utf-16"),
-               "is UTF-16 text; expected UTF-8: iconv -f UTF-16 -t UTF-8 reviews > new file"),
+               "is UTF-16 text; expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8 reviews > new_file"),
     "UTF-16 without mark": (GOOD.decode().encode("utf-16-le"), "is UTF-16 text"),
     "big UTF-16 without mark": (GOOD.decode().encode("utf-16-be"), "is UTF-16 text"),
     "an array": (b"[" + GOOD.replace(b"\n", b",")[:-1] + b"]",
-                 r"begins with '\[', a JSON array; expected one JSON object a line: jq -c '.\[\]' makes that"),
+                 r"begins with '\[', a JSON array; expected one JSON object a line. Convert it: jq -c '.\[\]' reviews > new_file"),
     "an array over lines": (b"[\n" + GOOD.replace(b"\n", b",\n")[:-2] + b"\n]\n", r"begins with '\[', a JSON array"),
     "an array of many lines": (b"[\r\n" + GOOD.replace(b"\n", b",\n") * 9 + b"{}\n]\n", r"begins with '\[', a JSON array"),
     "one object over lines": (b'{\n"reviewerID": "R0",\n"asin": "B0"\n}\n', "no JSON object in the first lines"),
@@ -86,13 +86,13 @@ def test_files_that_are_no_logs(tmp_path, what):
 
 @pytest.mark.parametrize("content, message", [
     (b"", "meta.json is empty"), (b"x\n",
-                                  "columns of Amazon's files: expected asin, title .amazon-2018., found x"),
-    (b'{"asin": "B0"}\n', "expected asin, title"),
+                                  "columns of Amazon's files. Expected asin, title .amazon-2018.; found x"),
+    (b'{"asin": "B0"}\n', "Expected asin, title"),
     (b'{"asin": null, "title": "Toy"}\n[]\n', "meta.json: no valid line among 2; expected lines with asin and title"),
     (json_lines([{"asin": "B0", "title": "A"}, {"asin": "other", "title": ""}]),
-     "none of its 2 lines has a usable title; is it the right file"),
+     "none of its 2 lines has a usable title; is this the right file"),
     (json_lines([{"asin": "other", "title": "Fine"}]),
-     "none of its 36 reviews is of an item with a usable title; do reviews and titles belong together"),
+     "none of its 36 reviews is of an item with a usable title; do the two files belong together"),
 ])  # fmt: skip
 def test_bad_metadata(tmp_path, content, message):
     reviews, meta = simple(tmp_path)
@@ -109,7 +109,7 @@ def test_files_that_cannot_be_read(tmp_path):
     refused(tmp_path, "cannot read .*: Not a directory", reviews / "x", meta=meta)
     os.mkfifo(tmp_path / "pipe")  # would wait for ever, and can be read once only
     before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(DataError, match="pipe is no regular file, and it is read more than once"):
+    with pytest.raises(DataError, match="pipe is not a regular file, but the conversion reads it several times"):
         convert(tmp_path / "pipe", "s", tmp_path / "out", meta=meta)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
@@ -129,12 +129,12 @@ def test_missing_and_ambiguous_columns(tmp_path):
     log = write(tmp_path / "log.csv", b"customer,sku,sku,Bought,product\nu,a,b,1506816000,Toy\n")
     message = "log.csv has no column 'bought' .time.; its columns are customer, sku, sku, Bought, product"
     refused(tmp_path, message, log, columns=COLUMNS)
-    refused(tmp_path, "log.csv has 2 columns 'sku'; rename those", log, columns={**COLUMNS, "time": "Bought"})
+    refused(tmp_path, "log.csv has 2 columns 'sku'; rename all but one", log, columns={**COLUMNS, "time": "Bought"})
     wide = write(tmp_path / "wide.csv", ",".join(f"column{number}" for number in range(5000)).encode() + b"\n1\n")
     refused(tmp_path, r"columns are column0, .*, column29 and 4970 more", wide, columns=COLUMNS)
     rows = [{"u": "a", "U": "b", "t": START, "n": "Toy"}]
     columns = {"user": "u", "item": "U", "time": "t", "title": "n"}
-    refused(tmp_path, "keys 'u' and 'U' of .* differ in case alone", write(tmp_path / "log.json", rows), columns=columns)
+    refused(tmp_path, "keys 'u' and 'U' of .* differ only in upper and lower case", write(tmp_path / "log.json", rows), columns=columns)
     csv = write(tmp_path / "case.csv", b"u,U,t,n\n" + b"".join(b"x,y,%d,Toy\n" % (START + n) for n in range(20)))
     assert counted(tmp_path, csv, columns=columns)["kept"] == 20
     upper = write(tmp_path / "upper.json", [{key.upper(): value for key, value in row.items()} for row in shop()])
@@ -313,12 +313,12 @@ def test_lines_that_quotes_join_are_told(tmp_path, caplog):
     lines = [*CSV_GOOD[:10], f'R0,B0,{START},"Toy', *CSV_GOOD[10:15], f'R0,B0,{START},"Toy', *CSV_GOOD[15:]]
     report = counted(tmp_path, write(tmp_path / "log.csv", "\n".join(lines).encode()), columns=COLUMNS)
     assert report["lines"] == len(lines) - 1 - 6
-    assert "quotes make 1 records of 7 lines, the first from line 11 on; is a quote not closed?" in caplog.text
+    assert "quotes join 7 lines into 1 records, the first from line 11 on; is a quote not closed?" in caplog.text
     caplog.clear()
     counted(tmp_path, write(tmp_path / "log.csv", "\n".join(lines).encode()), columns=COLUMNS, quote="")
     text = "\r\n".join(CSV_GOOD[:5]) + "\n" + "\n".join(CSV_GOOD[5:])
     counted(tmp_path, write(tmp_path / "log.csv", text.encode()), columns=COLUMNS)
-    assert "quotes make" not in caplog.text
+    assert "quotes join" not in caplog.text
 
 
 def test_line_ends_of_several_kinds(tmp_path):
@@ -360,7 +360,7 @@ def test_a_line_of_many_megabytes(tmp_path, megabytes, place):
 def test_a_line_that_is_too_long(tmp_path):
     reviews, meta = simple(tmp_path)
     reviews.write_bytes(GOOD + b'{"x": "' + b"a" * (40 << 20) + b'"}\n' + GOOD)
-    refused(tmp_path, "reviews.json has a line of more than 16 MB; is it one JSON object a line", reviews, meta=meta)
+    refused(tmp_path, "reviews.json has a line of more than 16 MB; expected one JSON object a line", reviews, meta=meta)
     log = write(
         tmp_path / "log.csv", "\n".join([*CSV_GOOD[:9], "R0,B0," + "a" * (40 << 20) + ",Toy", *CSV_GOOD[9:], "x"]).encode()
     )
@@ -424,12 +424,12 @@ def test_an_input_is_not_written_over(tmp_path):
     reviews, meta = simple(tmp_path)
     (tmp_path / "out" / "s").mkdir(parents=True)
     inside = reviews.rename(tmp_path / "out" / "s" / "s.inter")
-    refused(tmp_path, "written over", inside, ConfigError, meta=meta)
+    refused(tmp_path, "overwritten", inside, ConfigError, meta=meta)
     link = tmp_path / "link"
     link.symlink_to(inside)
-    refused(tmp_path, "written over", link, ConfigError, meta=meta)
-    refused(tmp_path, "written over", link, ConfigError, columns=COLUMNS)
-    refused(tmp_path, "written over", meta, ConfigError, meta=link)
+    refused(tmp_path, "overwritten", link, ConfigError, meta=meta)
+    refused(tmp_path, "overwritten", link, ConfigError, columns=COLUMNS)
+    refused(tmp_path, "overwritten", meta, ConfigError, meta=link)
 
 
 def test_another_set_is_replaced_as_a_whole_and_other_files_stay(tmp_path):
@@ -478,7 +478,7 @@ def test_a_full_disk_while_writing(tmp_path, monkeypatch, at):
 
 def test_a_failure_of_ours_leaves_nothing_either(tmp_path, monkeypatch):
     reviews, meta = simple(tmp_path)
-    monkeypatch.setattr(module, "write_lines", lambda *_: 1 / 0)  # the item file is the last but two
+    monkeypatch.setattr(output_module, "write_lines", lambda *_: 1 / 0)  # the item file is the last but two
     before = tree(tmp_path)
     with pytest.raises(ZeroDivisionError):
         convert(reviews, "s", tmp_path / "deep" / "out", meta=meta, min_items=0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers_convert import COLUMNS, DAY, START, check_set, json_lines, meta_of, output, pack, reviews_of, shop, tree, write
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.dataset import FIGURES
@@ -401,6 +401,8 @@ def test_damaged_metadata(changes):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(CHANGES, min_size=1, max_size=4), PACKED)
+@example([("delete", 0.74609375, 3), ("delete", 0.99609375, 2)], "")  # a stray quote, and an end inside quotes
+@example([("line", 0.0, 0.0), ("cut", 0.90625, None), ("delete", 0.6875, 4)], "")
 def test_damaged_csv(changes, packed):
     with tempfile.TemporaryDirectory() as folder:
         stands(SHOP, "csv", packed, changes, Path(folder), columns=COLUMNS)

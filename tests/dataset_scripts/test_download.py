@@ -202,7 +202,7 @@ def test_without_a_version_nothing_is_resumed(server, file):
     assert server.requests[1] == ("/file.json.gz", None, None) and server.sent == [HALF, len(BODY)]
     file.unlink()
     server.script = ["half"]
-    assert "nothing is kept" in refused("could not fetch", server, file, attempts=1)
+    assert "nothing is kept" in refused("could not download", server, file, attempts=1)
     assert os.listdir(file.parent) == []
 
 
@@ -292,11 +292,11 @@ def test_a_redirect_keeps_the_range(server, file):
 
 def test_the_message_says_what_was_tried_and_what_to_do(server, file):
     server.script = ["half"] + [503] * 9
-    message = refused("could not fetch", server, file, attempts=3, advice="; or ask a friend")
-    assert f"could not fetch {server.url}/file.json.gz (attempts: 3; the last error: the server answers 503" in message
+    message = refused("could not download", server, file, attempts=3, advice="; or ask a friend")
+    assert f"could not download {server.url}/file.json.gz (attempts: 3; the last error: the server answers 503" in message
     assert f"{HALF:,} bytes are kept in {part_of(file)}" in message
-    assert "Run the same command again later, it goes on from there;" in message
-    assert f"put the file to {file}; or ask a friend" in message
+    assert "Run the same command again later, it continues from there;" in message
+    assert f"save it as {file}; or ask a friend" in message
     assert part_of(file).read_bytes() == BODY[:HALF]
     server.script = []
     get(server, file)
@@ -320,7 +320,7 @@ def test_a_server_that_is_gone(tmp_path, server):
         download("toys", tmp_path, mirror=url, show_progress=False)
     message = str(caught.value)
     assert "attempts: 5; the last error: " in message and "refused" in message and "nothing is kept" in message
-    assert f"put the file to {tmp_path / 'toys' / 'raw' / 'Toys_and_Games_5.json.gz'}" in message
+    assert f"save it as {tmp_path / 'toys' / 'raw' / 'Toys_and_Games_5.json.gz'}" in message
     assert "python -m dataset_scripts.download toys --mirror URL" in message
 
 
@@ -329,7 +329,7 @@ def test_a_page_instead_of_the_file(server, file, length):
     server.script = ["html"]
     if not length:
         server.chunked, server.body, server.script = True, HTML, []
-    message = refused("no gzip file", server, file)
+    message = refused("not a gzip file", server, file)
     assert "attempts: 1;" in message and ("text/html" in message) == length
     assert os.listdir(file.parent) == []
 
@@ -345,7 +345,7 @@ def test_a_page_in_between_costs_nothing_of_what_has_arrived(server, file):
 @pytest.mark.parametrize("body", [b"", b"\x1f"])
 def test_an_empty_file_is_no_gzip_file(server, file, body):
     server.body = body
-    refused("no gzip file", server, file)
+    refused("not a gzip file", server, file)
     assert os.listdir(file.parent) == []
 
 
@@ -387,7 +387,7 @@ def test_no_space_is_told_before_the_first_byte(server, file, monkeypatch):
     usage = fetch_module.shutil.disk_usage(".")
     monkeypatch.setattr(fetch_module.shutil, "disk_usage", lambda _: usage._replace(free=HALF))
     message = refused("no space", server, file)
-    assert f"{len(BODY) - 2:,} more bytes are wanted, {HALF:,} bytes are free" in message and len(server.requests) == 1
+    assert f"{len(BODY) - 2:,} more bytes are needed, {HALF:,} bytes are free" in message and len(server.requests) == 1
 
 
 def test_what_has_arrived_needs_no_more_space(server, file, monkeypatch):
@@ -409,7 +409,7 @@ def test_a_disk_that_fills_up(server, file, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(fetch_module, "open", lambda path, *_, **__: Full(path, "a"), raising=False)
         message = refused("no space", server, file)
-    assert f"{len(BODY) - HALF:,} more bytes are wanted" in message and f"{HALF:,} bytes that are there" in message
+    assert f"{len(BODY) - HALF:,} more bytes are needed" in message and f"{HALF:,} bytes that are there" in message
     assert len(server.requests) == 1 and part_of(file).read_bytes() == BODY[:HALF]
     get(server, file)
     whole(server, file)
@@ -496,7 +496,7 @@ def test_the_command_tells_of_an_interruption_and_goes_on(server, tmp_path):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
     assert process.returncode == 130 and out == "" and "Traceback" not in err
-    assert err.splitlines()[-1].startswith("interrupted; what has arrived is kept (") and str(tmp_path / "my data") in err
+    assert err.splitlines()[-1].startswith("interrupted; the bytes so far are kept (") and str(tmp_path / "my data") in err
     with start(*words) as process:
         out, err = process.communicate(timeout=20)
     assert process.returncode == 0
@@ -584,7 +584,7 @@ def test_the_command_fetches_what_was_named(words, fetched, server, tmp_path, ca
 
 
 @pytest.mark.parametrize("words, said", [
-    (["toys", "toyz"], "'toyz' is none of those"), (["toys-2023", "--release", "2018"], "is of the release 2023"),
+    (["toys", "toyz"], "'toyz' cannot be downloaded"), (["toys-2023", "--release", "2018"], "belongs to the release 2023"),
     (["toys-2018"], "the nearest is 'toys"), (["toys", "--mirror", "file:///data"], "file:///data/amazon_v2"),
 ])
 def test_a_mistake_gets_one_line(words, said, tmp_path, capsys):
@@ -662,7 +662,7 @@ def test_loading_with_the_option(server, tmp_path, monkeypatch, converter):
 
 
 def test_loading_with_the_option_what_has_no_address(tmp_path):
-    with pytest.raises(ConfigError, match=r"'mini' is none of those.*toys, cds, games, instruments, movies, toys-2023"):
+    with pytest.raises(ConfigError, match=r"'mini' cannot be downloaded; expected one of toys, cds, games, instruments, movies, toys-2023"):
         prepare_files(make_config(tmp_path, name="mini", download=True))
 
 
