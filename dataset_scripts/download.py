@@ -132,7 +132,7 @@ def main(argv=None):
         return 2
     except KeyboardInterrupt:
         kept = Path(args.out) / "NAME" / "raw"
-        print(f"\ninterrupted; the bytes so far are kept ({kept}/*.part). Run the same command again to continue", file=sys.stderr)
+        print(f"\ninterrupted; the bytes so far are kept ({kept}/*.part); run the same command again", file=sys.stderr)
         return 130
     return 0
 

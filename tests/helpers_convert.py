@@ -48,10 +48,15 @@ def write(path, rows):
     return path
 
 
+def review(user, item, time, rating=5.0):
+    """A review in Amazon's schema of 2018; `time` in seconds."""
+    return {"reviewerID": user, "asin": item, "overall": rating, "unixReviewTime": time}
+
+
 def reviews_of(n_users=6, n_items=6):
     """Every user reviews every item, one a day."""
     return [
-        {"reviewerID": f"R{user}", "asin": f"B{item}", "overall": 5.0, "unixReviewTime": START + DAY * item}
+        review(f"R{user}", f"B{item}", START + DAY * item)
         for user in range(n_users)
         for item in range(n_items)
     ]

@@ -13,8 +13,8 @@ from urllib.parse import unquote
 import duckdb
 import pytest
 from helpers_convert import (
-    COLUMNS, DAY, KINDS, PARTS, ROOT, START, check_set, json_lines, lines, meta_of, output, pack, reviews_of, sha256, shop,
-    simple, tree, write,
+    COLUMNS, DAY, KINDS, PARTS, ROOT, START, check_set, json_lines, lines, meta_of, output, pack, review, reviews_of, sha256,
+    shop, simple, tree, write,
 )  # fmt: skip
 from helpers_data import make_config
 
@@ -25,7 +25,6 @@ from recbole_flr.data.atomic import read_columns, unescape
 from recbole_flr.errors import ConfigError, DataError
 
 REAL = ROOT.parent / "shared" / "data"
-SAMPLES = "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float"
 
 
 def converted(folder, reviews, out="out", **options):
@@ -39,10 +38,6 @@ def amazon(folder, rows, meta=None, out="out", **options):
     """The same of rows in Amazon's schema of 2018, without sliding."""
     files = write(folder / "reviews.json", rows), write(folder / "meta.json", meta_of() if meta is None else meta)
     return converted(folder, files[0], out, meta=files[1], **{"min_items": 0, **options})
-
-
-def review(user, item, time, rating=5.0):
-    return {"reviewerID": user, "asin": item, "overall": rating, "unixReviewTime": time}
 
 
 # ---- the published sets ------------------------------------------------------------------------------------------------
@@ -338,85 +333,6 @@ def test_titles_in_a_file_of_their_own(tmp_path):
 # ---- rules and options -------------------------------------------------------------------------------------------------
 
 
-def test_a_world_by_hand(tmp_path):
-    """Every rule before the k-core drops one review; ties in time keep the order of the file."""
-    rows = [
-        review("u", "B", START + 2 * DAY),
-        review("v", "A", START),
-        review("u", "A", START, 4),
-        review("NA", "A", START),  # an id that pandas takes for missing
-        review("v", "A", 0),  # a time that cannot be
-        review("v", "E", START),  # no metadata
-        review("v", "A", START, 1.5),  # a low rating
-        review("v", "A", START - 1),  # before the window
-        review("u", "C", START + 2 * DAY),  # at the time of B, later in the file
-        review("v", "C", 1541030400),  # the very end of the window
-        review("v", "C", 1541030401),  # behind it
-        review("u", "A", START),  # the second review of A
-        review("v", "", START),
-    ]
-    meta = [
-        {"asin": "C", "title": "A"},  # no usable title
-        {"asin": "D", "title": "Never reviewed"},
-        {"asin": "B", "title": " Toy &quot;B&quot; ", "brand": "by\n  Us"},
-        {"asin": "C", "title": "Tab\there", "brand": "", "category": ["Toys & Games", "Dice"], "price": "$1,299.00"},
-        {"asin": "A", "title": "Shared"},
-        {"asin": "C", "title": "Too late", "brand": "None"},
-        {"title": "of nothing"},
-    ]
-    report, found = amazon(tmp_path, rows, meta, min_rating=2, drop_repeats=True, max_history=1, ratios=(1, 0, 0))
-    assert found["inter"] == [
-        "user_id:token\titem_id:token\trating:float\ttimestamp:float",
-        f"u\tB\t5.0\t{START + 2 * DAY}", f"v\tA\t5.0\t{START}", f"u\tA\t4.0\t{START}", f"u\tC\t5.0\t{START + 2 * DAY}",
-        "v\tC\t5.0\t1541030400",
-    ]  # fmt: skip
-    assert found["train.inter"] == [
-        SAMPLES, f"u\tA\tB\t{START + 2 * DAY}", f"u\tB\tC\t{START + 2 * DAY}", "v\tA\tC\t1541030400",
-    ]  # fmt: skip
-    assert found["valid.inter"] == found["test.inter"] == [SAMPLES]
-    assert found["item"] == [
-        "item_id:token\ttitle:token\tbrand:token\tcategories:token_seq\tprice:float",
-        'B\tToy "B\tby Us\t\t', "C\tTab\\there\t\tToys_&_Games Dice\t1299.00", "A\tShared\t\t\t",
-    ]  # fmt: skip
-    expected = {
-        "lines": 13, "malformed": 1, "malformed_lines": [13], "bad_ids": 1, "bad_times": 1, "without_title": 1,
-        "low_rating": 1,
-        "outside_window": 2, "repeated": 1, "below_k": 0, "k_core_rounds": [], "kept": 5, "users": 2, "items": 3,
-        "windows": [["2017-10-01", 3]], "start": "2017-10-01", "end": "2018-11-01", "first": "2017-10-01",
-        "last": "2018-11-01", "distinct_titles": 3, "items_sharing_title": 0, "density": 5 / 6, "train": 3, "valid": 0,
-        "test": 0, "meta": 7, "meta_malformed": 1, "escaped_ids": 0, "titled": 4, "time_units": {"s": 12},
-        "inputs": {name: sha256(tmp_path / name) for name in ("reviews.json", "meta.json")},
-    }  # fmt: skip
-    assert {key: report[key] for key in expected} == expected
-
-
-def test_rounds_of_the_core(tmp_path):
-    meta = [{"asin": item, "title": f"Toy {item}"} for item in "ABCD"]
-    rows = [review(*pair, START) for pair in ("vB", "uB", "uA", "xA", "xC", "xD", "yC", "yD")]
-    report, found = amazon(tmp_path, rows, meta, k=2, ratios=(1, 0, 0))
-    assert (report["below_k"], report["k_core_rounds"]) == (4, [1, 1, 1, 1])  # vB, uB, uA, xA: a chain that unravels
-    assert [line.split("\t")[:2] for line in found["inter"][1:]] == [["x", "C"], ["x", "D"], ["y", "C"], ["y", "D"]]
-    rows[3] = review(*"wA", START)
-    report, _ = amazon(tmp_path, rows, meta, k=2, ratios=(1, 0, 0))
-    assert report["k_core_rounds"] == [2, 2]  # v and w go; then A and B, and u with them
-
-
-def test_sliding(tmp_path):
-    """The start moves from the first start, so that the 31st comes back after a month that has no such day."""
-    meta = [{"asin": item, "title": f"Toy {item}"} for item in "ABC"]
-    rows = [review(user, item, time) for user in "uv" for item, time in zip("ABC", (START, 1486000000, 1482710400))]
-    options = {"start": "2017-05-31", "ratios": (1, 0, 0)}
-    report, _ = amazon(tmp_path, rows, meta, min_items=2, **options)
-    assert report["windows"] == [["2017-05-31", 1], ["2017-02-28", 1], ["2016-11-30", 3]]  # B: 2017-02-02; C: 2016-12-26
-    report, _ = amazon(tmp_path, rows, meta, min_items=2, step_months=1, **options)
-    starts = ["2017-05-31", "2017-04-30", "2017-03-31", "2017-02-28", "2017-01-31"]
-    assert report["windows"] == [[start, 1 + (start == "2017-01-31")] for start in starts]
-    assert (report["start"], report["outside_window"], report["first"]) == ("2017-01-31", 2, "2017-02-02T01:46:40")
-    assert (report["options"]["start"], report["options"]["min_items"]) == ("2017-01-31", 2)
-    with pytest.raises(DataError, match="3 items remain even from 1996-05-31, fewer than the 4 wanted; lower --min-items"):
-        amazon(tmp_path, rows, meta, min_items=4, **options)
-
-
 def test_a_window_from_before_the_oldest_start(tmp_path):
     """Sliding ends there, but nobody has to begin behind it."""
     rows = [{**row, "bought": row["bought"] - 27 * 365 * DAY} for row in shop()]
@@ -448,47 +364,6 @@ def test_without_bounds_everything_is_inside(tmp_path):
     assert (report["kept"], report["start"], report["end"], report["first"]) == (36, "-", "-", "1970-01-01T00:00:01")
 
 
-def test_ratios(tmp_path):
-    """20 samples; 0.7 + 0.1 is 0.7999999999999999, and yet the second cut is at 16."""
-    rows = [review("u", "AB"[number % 2], START + number) for number in range(21)]
-    meta = [{"asin": item, "title": f"Toy {item}"} for item in "AB"]
-    report, found = amazon(tmp_path, rows, meta, ratios=(0.7, 0.1, 0.2))
-    assert (report["train"], report["valid"], report["test"]) == (14, 2, 4)
-    assert found["valid.inter"][1:] == [
-        f"u\tB A B A B A B A B A\tB\t{START + 15}",
-        f"u\tA B A B A B A B A B\tA\t{START + 16}",
-    ]
-    report, _ = amazon(tmp_path, rows, meta, ratios=(0.5, 0.0, 0.5))
-    assert (report["train"], report["valid"], report["test"]) == (10, 0, 10)
-
-
-def test_leave_one_out(tmp_path):
-    """w has one target: test. v has two, at times before those of u. Each part by time."""
-    rows = [review(*row) for row in [
-        ("u", "A", START), ("u", "B", START + 10), ("u", "C", START + 20), ("u", "A", START + 30),
-        ("v", "C", START + 1), ("v", "B", START + 9), ("v", "A", START + 29), ("w", "A", START), ("w", "B", START + 30),
-    ]]  # fmt: skip
-    meta = [{"asin": item, "title": f"Toy {item}"} for item in "ABC"]
-    _, found = amazon(tmp_path, rows, meta, split="leave-one-out")
-    assert found["train.inter"][1:] == [f"u\tA\tB\t{START + 10}"]
-    assert found["valid.inter"][1:] == [f"v\tC\tB\t{START + 9}", f"u\tA B\tC\t{START + 20}"]
-    assert found["test.inter"][1:] == [f"v\tC B\tA\t{START + 29}", f"u\tA B C\tA\t{START + 30}", f"w\tA\tB\t{START + 30}"]
-    with pytest.raises(DataError, match="only 1 samples remain, too few for a train part"):
-        amazon(tmp_path, rows[-2:], meta, split="leave-one-out")
-
-
-def test_repeats_are_those_of_the_window(tmp_path):
-    """The first review of A lies before the window; of the two at the same time the first in the file stays."""
-    rows = [review("u", "A", START + 5, 1), review("u", "A", START - DAY, 2), review("u", "A", START + 3, 3),
-            review("u", "A", START + 3, 4), review("u", "B", START, 5)]  # fmt: skip
-    meta = [{"asin": item, "title": f"Toy {item}"} for item in "AB"]
-    report, found = amazon(tmp_path, rows, meta, drop_repeats=True, ratios=(1, 0, 0))
-    assert found["inter"][1:] == [f"u\tA\t3.0\t{START + 3}", f"u\tB\t5.0\t{START}"]
-    assert (report["outside_window"], report["repeated"]) == (1, 2)
-    report, _ = amazon(tmp_path, rows, meta, ratios=(1, 0, 0))
-    assert (report["kept"], report["repeated"]) == (4, 0)
-
-
 def test_repeats_may_take_a_user_below_k(tmp_path):
     """The k-core counts what is left of repeated reviews."""
     rows = [
@@ -513,132 +388,6 @@ def test_min_rating(tmp_path):
     report, found = amazon(tmp_path, rows, [{"asin": "A", "title": "Toy"}], min_rating=4, ratios=(1, 0, 0))
     assert report["low_rating"] == 2
     assert [line.split("\t")[2] for line in found["inter"][1:]] == ["4.0", "4.0", "5.0", "4.000001"]
-
-
-def titles_of(folder, raw, **options):
-    """What becomes of raw titles: list, with None for those that are not usable."""
-    meta = [
-        {"asin": "fine", "title": "A fine title"},
-        *({"asin": f"B{number}", "title": title} for number, title in enumerate(raw)),
-    ]
-    rows = [review("u", row["asin"], START + number) for number, row in enumerate(meta)] * 2
-    _, found = amazon(folder, rows, meta, ratios=(1, 0, 0), **options)
-    titles = dict(line.split("\t") for line in found["item"][1:])
-    return [unescape(titles[f"B{number}"]) if f"B{number}" in titles else None for number in range(len(raw))]
-
-
-TITLES = {  # raw -> what becomes of it
-    "Plain": "Plain",
-    '  "In quotes"  ': "In quotes",
-    "&quot;Q&quot; &amp; A &#39;": 'Q" & A &#39;',
-    ' " Blank kept ': " Blank kept",
-    "&amp;quot;": "&quot;",  # once, not twice
-    "Tab\there\nand\r back\\slash": "Tab\there\nand\r back\\slash",
-    "雪 🚒": "雪 🚒",
-    "ends in a tab\t": "ends in a tab\t",  # only blanks are stripped
-    "lone \ud83d half": "lone \ufffd half",
-    "Ab": "Ab",
-    "&amp;!": "&!",
-    '<span class="left over"': '<span class="left over',
-    " ".join(["w"] * 20): " ".join(["w"] * 20),
-    " ".join(["w"] * 21): None,
-    "w  " + " ".join(["w"] * 18): "w  " + " ".join(["w"] * 18),
-    "w  " + " ".join(["w"] * 19): None,  # a double blank has an empty word in it
-    "nul\0inside": "nul\0inside",
-    "NA": "NA",
-    1984: "1984",
-    2.5: "2.5",
-    "A": None,
-    "&amp;": None,
-    '"A"': None,
-    '" "': None,
-    '"   "': None,
-    "\u3000\u00a0\t": None,
-    "": None,
-    'x <span id="productTitle">': None,
-    None: None,
-    True: None,
-    float("nan"): None,
-    ("a", "list"): None,
-    7: None,
-}
-
-
-def test_title_rule(tmp_path):
-    raw = [list(title) if isinstance(title, tuple) else title for title in TITLES]
-    assert titles_of(tmp_path, raw) == list(TITLES.values())
-
-
-def test_options_of_the_title_rule(tmp_path):
-    raw = ["<span class", "<span id=1", "w " * 50 + "w", "A", "", "one two three", "four 4 five 5", "1 < 2"]
-    assert titles_of(tmp_path, raw, drop_markup_titles=True) == [
-        None,
-        None,
-        None,
-        None,
-        None,
-        "one two three",
-        "four 4 five 5",
-        "1 < 2",
-    ]
-    assert titles_of(tmp_path, raw, max_title_words=0)[2] == raw[2]
-    assert titles_of(tmp_path, raw, max_title_words=3) == [
-        "<span class",
-        None,
-        None,
-        None,
-        None,
-        "one two three",
-        None,
-        "1 < 2",
-    ]
-    assert titles_of(tmp_path, raw, min_title_chars=0)[3:5] == ["A", None]
-    assert titles_of(tmp_path, raw, min_title_chars=11) == [
-        "<span class",
-        None,
-        None,
-        None,
-        None,
-        "one two three",
-        "four 4 five 5",
-        None,
-    ]
-
-
-def test_other_columns_of_items(tmp_path):
-    brands = {
-        'by\n\n  "Us &amp; Co"': 'by "Us & Co',
-        "\u00a0x\u3000y ": "x y",
-        '"': "",
-        None: "",
-        ("a",): "",
-        7: "7",
-        False: "",
-        "t\tb\\s": "t b\\\\s",
-    }
-    prices = {"12.99": "12.99", "$ 12.90": "12.90", "1,299.00": "1299.00", "$5.00 - $7.00": "", "1,2": "", 3: "3",
-              3.5: "3.5", "": "", None: "",
-              ".a-box{padding:4px}": "", "from 9.99": "", "٣": "", True: ""}  # fmt: skip
-    categories = [
-        ["Toys & Games", "", None, "A\tB"],
-        "One  two",
-        None,
-        [],
-        ['q"q', '"', "z\0"],
-        "[not json",
-        '["as", "text"]',
-        [["in"], 5, "x"],
-        {"a": 1},
-        12,
-    ]
-    expected = ["Toys_&_Games A_B", "One_two", "", "", "qq z", "[not_json", "as text", "x", "", "12"]
-    for key, name, cases in (("brand", "brand:token", brands.items()), ("price", "price:float", prices.items()),
-                             ("category", "categories:token_seq", zip(categories, expected))):  # fmt: skip
-        cases = [(list(raw) if isinstance(raw, tuple) else raw, shown) for raw, shown in cases]
-        meta = [{"asin": f"B{number}", "title": "Toy", key: raw} for number, (raw, _) in enumerate(cases)]
-        _, found = amazon(tmp_path, [review("u", row["asin"], START) for row in meta], meta, ratios=(1, 0, 0))
-        assert found["item"][0] == f"item_id:token\ttitle:token\t{name}"
-        assert [line.split("\t")[2] for line in found["item"][1:]] == [shown for _, shown in cases]
 
 
 def test_of_several_lines_of_an_item_the_first_with_a_usable_title_counts(tmp_path):

@@ -662,7 +662,7 @@ def test_loading_with_the_option(server, tmp_path, monkeypatch, converter):
 
 
 def test_loading_with_the_option_what_has_no_address(tmp_path):
-    with pytest.raises(ConfigError, match=r"'mini' cannot be downloaded; expected one of toys, cds, games, instruments, movies, toys-2023"):
+    with pytest.raises(ConfigError, match="'mini' cannot be downloaded; expected one of toys, cds, games, .*toys-2023"):
         prepare_files(make_config(tmp_path, name="mini", download=True))
 
 

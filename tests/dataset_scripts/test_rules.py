@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.obvious_lines import microseconds_of
 from dataset_scripts import rules
 from recbole_flr.errors import DataError
 
@@ -255,7 +256,9 @@ def sql(expression, **values):
 @pytest.mark.parametrize("value, unit, expected", [
     ("99999999999", "auto", 99_999_999_999_000_000), ("100000000000", "auto", 100_000_000_000_000),
     ("9000000000000", "auto", 9_000_000_000_000_000), ("100000000000000", "auto", 10**14), ("1e17", "auto", 10**14),
-    ("1.5", "auto", 1_500_000),
+    ("100000000000000000", "auto", 10**14),
+    ("99999999999999", "auto", 99_999_999_999_999_008), ("99999999999999984", "auto", 10**17 - 16), ("1.5", "auto", 1_500_000),
+    ("1.1", "auto", 1_100_000),
     ("1588687728.923", "auto", 1_588_687_728_923_000), ("1588687728.123456", "auto", 1_588_687_728_123_456),
     ("-1", "auto", -1_000_000),
     ("1500", "ns", 2), ("1e3", "s", 10**9), ("1506816000", "ms", 1_506_816_000_000), ("1e300", "s", 9 * 10**18),
@@ -267,6 +270,11 @@ def sql(expression, **values):
 ])  # fmt: skip
 def test_times(value, unit, expected):
     assert sql(rules.microseconds("time", unit)[0], time=value) == expected
+    if expected is None:
+        with pytest.raises(ValueError):
+            microseconds_of(value, unit)
+    elif abs(expected) < 9e18:  # the obvious converter does not limit times to int64
+        assert microseconds_of(value, unit)[0] == pytest.approx(expected, rel=2**-53, abs=0)  # the precision of a double
 
 
 @pytest.mark.parametrize("value, unit, expected", [
@@ -276,6 +284,7 @@ def test_times(value, unit, expected):
 ])  # fmt: skip
 def test_units(value, unit, expected):
     assert rules.UNIT_NAMES[sql(rules.microseconds("time", unit)[1], time=value)] == expected
+    assert microseconds_of(value, unit)[1] == expected
 
 
 def test_all_reserved_words_are_those_of_pandas():

@@ -43,7 +43,8 @@ def raw(path):
 def test_size_and_files(folder, truth):
     assert sorted(tree(folder)) == [
         "raw/facets.json", "raw/meta.json.gz", "raw/reviews.json.gz",
-        "toys_demo.inter", "toys_demo.item", "toys_demo.report.json", "toys_demo.test.inter", "toys_demo.train.inter", "toys_demo.valid.inter",
+        "toys_demo.inter", "toys_demo.item", "toys_demo.report.json",
+        "toys_demo.test.inter", "toys_demo.train.inter", "toys_demo.valid.inter",
         "toys_demo.yaml",
     ]  # fmt: skip
     assert os.listdir(folder.parent) == ["toys_demo"]  # no temporary folder is left

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.obvious_lines import written_id
 from dataset_scripts import writing
 from dataset_scripts.writing import as_bytes, fit_id, numbers, seconds, write_lines, write_rows
 from recbole_flr.errors import DataError
@@ -33,7 +34,7 @@ def test_an_id_comes_back(raw):
     ("%2", "%2"),
 ])  # fmt: skip
 def test_ids(raw, written):
-    assert fit_id(raw) == written
+    assert fit_id(raw) == written_id(raw) == written and unquote(written) == raw
 
 
 def shown(microseconds):
