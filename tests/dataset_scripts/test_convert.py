@@ -19,6 +19,7 @@ from helpers_convert import (
 from helpers_data import make_config
 
 from dataset_scripts import convert as module
+from dataset_scripts import tables
 from dataset_scripts.convert import convert
 from dataset_scripts.database import Database
 from recbole_flr.data.atomic import read_columns, unescape
@@ -76,15 +77,23 @@ def files_of(folder):
     return {kind: (folder / "s" / f"s.{kind}").read_bytes() for kind in (*KINDS, "yaml")}
 
 
+@pytest.fixture(scope="module")
+def plain_files(tmp_path_factory):
+    """The files that come of `simple`."""
+    folder = tmp_path_factory.mktemp("plain")
+    reviews, meta = simple(folder)
+    convert(reviews, "s", folder / "out", meta=meta, min_items=0)
+    return files_of(folder / "out")
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("as_name", [".json", ".json.gz", ".csv.zst", ".parquet", ""])
-def test_content_tells_the_format_whatever_the_name(tmp_path, suffix, as_name):
-    convert(*simple(tmp_path / "plain")[:1], "s", tmp_path / "a", meta=tmp_path / "plain" / "meta.json", min_items=0)
+def test_content_tells_the_format_whatever_the_name(tmp_path, plain_files, suffix, as_name):
     hidden = [tmp_path / f"{name}{as_name}" for name in ("reviews", "meta")]
     for path, rows in zip(hidden, (reviews_of(), meta_of())):
         path.write_bytes(pack(json_lines(rows), suffix))
-    convert(hidden[0], "s", tmp_path / "b", meta=hidden[1], min_items=0)
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    convert(hidden[0], "s", tmp_path / "out", meta=hidden[1], min_items=0)
+    assert files_of(tmp_path / "out") == plain_files
 
 
 def as_2023(rows):
@@ -166,8 +175,9 @@ TABLES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("kind, suffix", [
+    *((kind, "") for kind in TABLES), *((kind, suffix) for kind in ("csv", "cr", "jsonl bom") for suffix in (".gz", ".zst")),
+])  # fmt: skip
 def test_own_logs(tmp_path, kind, suffix):
     report, found = converted(tmp_path, write(tmp_path / f"log{suffix}", TABLES[kind]), columns=COLUMNS)
     assert (report["lines"], report["malformed"], report["start"], report["windows"]) == (36, 0, "-", [["-", 6]])
@@ -566,30 +576,29 @@ BLANK = [b"", b"  ", b"\t\t", b"\r"]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"], ids=["", "bom"])
+@pytest.mark.parametrize("limit", [5, 10_000])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_numbers_of_malformed_lines(tmp_path, kind, end, bom, suffix):
-    """Malformed and blank lines at random places; the first five are found by counting."""
+def test_numbers_of_malformed_lines(tmp_path, monkeypatch, kind, end, limit, suffix):
+    """Malformed and blank lines at random places in six logs of 36 good lines, one behind the other."""
+    monkeypatch.setattr(tables, "_N_LINES", limit)
     good = OK_JSON if kind == "jsonl" else OK_CSV
     bad = (
         [b'{"a": 1', b"[1]", b'{"customer": "u"}', b"\xff", b"{'customer': 'x'}"]
         if kind == "jsonl"
         else [b"a,b", b"R0,B0,,x", b"R0,B0,soon,x", b"1,2,3,4,5", b"\xff,B0,1,x"]
     )
-    for seed in range(6):
-        rng = random.Random(seed)
-        rows = good[:1]
-        for line in good[1:]:
-            rows += [rng.choice(bad + BLANK * 2) for _ in range(rng.choice([0, 0, 0, 1, 3]))] + [line]
-        rows += [rng.choice(bad) for _ in range(rng.choice([0, 1]))]
-        if end == b"\r\n":
-            rows = [line for line in rows if b"\r" not in line]
-        places = [number for number, line in enumerate(rows, start=1) if line in bad]
-        data = bom + end.join(rows) + (end if rng.random() < 0.5 else b"")
-        report, _ = converted(tmp_path, write(tmp_path / f"log{suffix}", data), columns=COLUMNS)
-        assert report["malformed_lines"] == places[:5]
-        assert (report["malformed"], report["lines"]) == (len(places), len(places) + 36)
+    rng = random.Random(f"{kind} {end} {limit} {suffix}")
+    blank = BLANK if end == b"\n" else BLANK[:-1]  # a CR before a CR LF would end a line
+    rows, header = good[:1], kind == "csv"
+    for line in [*good[1:], *good[header:] * 5]:
+        rows += [rng.choice(bad + blank * 2) for _ in range(rng.choice([0, 0, 0, 1, 3]))] + [line]
+    rows += [rng.choice(bad) for _ in range(rng.choice([0, 1]))]
+    places = [number for number, line in enumerate(rows, start=1) if line in bad]
+    data = rng.choice([b"", b"\xef\xbb\xbf"]) + end.join(rows) + rng.choice([b"", end])
+    report = convert(write(tmp_path / f"log{suffix}", data), "s", tmp_path / "out", columns=COLUMNS, k=1)
+    assert report["malformed_lines"] == places[:limit]
+    assert (report["malformed"], report["lines"]) == (len(places), len(places) + 6 * 36) and len(places) > 30
 
 
 def test_numbers_behind_quoted_line_ends(tmp_path):

@@ -86,7 +86,7 @@ def log(rng, odd):
     items = [f"B{number}" for number in range(10)] + rng.sample(IDS, 5)
     unit = rng.choice([1, 1, 1, 1000, 10**6, 10**9])
     rows = []
-    for _ in range(rng.randint(100, 250)):
+    for _ in range(rng.randint(150, 350)):
         stamp = START + DAY * rng.randint(-200, 390) + rng.choice([0, 0, 0, 1])
         row = {
             "user": rng.choice(users),
@@ -102,7 +102,7 @@ def log(rng, odd):
         rows.append(row)
     titles = []
     for item in items:
-        for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
+        for _ in range(rng.choice([0, 1, 1, 1, 1, 2, 2, 3])):
             row = {"item": item, "title": rng.choice(["Toy a", "Toy b", f"Toy {item}", rng.choice(TITLES)])}
             row.update(
                 (role, rng.choice(pool))
@@ -175,7 +175,7 @@ def drawn_options(rng, bounded, rated):
     options = {"k": rng.choice([1, 2, 3]), "max_history": rng.choice([1, 2, 3, 10]), "drop_repeats": rng.random() < 0.4}
     options.update(split=rng.choice(["ratio", "ratio", "leave-one-out"]), drop_markup_titles=rng.random() < 0.2)
     options.update(
-        max_title_words=rng.choice([20, 0, 1, 3]),
+        max_title_words=rng.choice([20, 20, 0, 3, 2]),
         min_title_chars=rng.choice([2, 1, 4]),
         time_unit=rng.choice(["auto"] * 4 + ["s", "ms"]),
     )
@@ -185,7 +185,7 @@ def drawn_options(rng, bounded, rated):
     if bounded or rng.random() < 0.5:
         options["start"] = rng.choice(["2017-10-01", "2017-12-31", "2018-01-31T12:00:00", "2017-11-30T23:00:00-01:00"])
         options["end"] = rng.choice(["2018-11-01", "2018-09-30", None])
-        options.update(min_items=rng.choice([0, 0, 6, 9]), step_months=rng.choice([1, 3, 7]))
+        options.update(min_items=rng.choice([0, 0, 5, 8]), step_months=rng.choice([1, 3, 7]))
     return options
 
 
@@ -255,11 +255,11 @@ def differences(reviews, out, **options):
 @pytest.mark.parametrize("block", range(8))
 def test_equals_the_obvious_converter(tmp_path, block):
     written = 0
-    for seed in range(block * 25, block * 25 + 25):
+    for seed in range(block * 13, block * 13 + 13):
         reviews, options = drawn_world(random.Random(seed), tmp_path)
         assert differences(reviews, tmp_path, **options) == [], f"seed {seed}"
         written += (tmp_path / "ours").exists()
-    assert written >= 10  # the others leave nothing
+    assert written >= 7  # too little remains of the others
 
 
 # ---- damage ------------------------------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ SHOP = b"customer,sku,bought,product\n" + b"".join(b'%s,%s,%d,"%s"\n' % (*(row[k
 PACKED = st.sampled_from(["", "", "", "before", "behind"])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(CHANGES, min_size=1, max_size=4), PACKED)
 def test_damaged_json_lines(changes, packed):
     with tempfile.TemporaryDirectory() as folder:
@@ -374,7 +374,7 @@ def test_damaged_json_lines(changes, packed):
         stands(json_lines(reviews_of(4, 5)), "jsonl", packed, changes, Path(folder), meta=meta, min_items=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(CHANGES, min_size=1, max_size=3))
 def test_damaged_metadata(changes):
     """An item that loses its title takes its reviews with it; all others stay."""
@@ -399,7 +399,7 @@ def test_damaged_metadata(changes):
             assert output(folder / "out") == output(folder / "obvious")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(st.lists(CHANGES, min_size=1, max_size=4), PACKED)
 @example([("delete", 0.74609375, 3), ("delete", 0.99609375, 2)], "")  # a stray quote, and an end inside quotes
 @example([("line", 0.0, 0.0), ("cut", 0.90625, None), ("delete", 0.6875, 4)], "")
@@ -408,7 +408,7 @@ def test_damaged_csv(changes, packed):
         stands(SHOP, "csv", packed, changes, Path(folder), columns=COLUMNS)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(CHANGES, min_size=1, max_size=2), st.sampled_from(["snappy", "zstd", "uncompressed"]))
 def test_damaged_parquet(changes, compression):
     import duckdb
