@@ -110,13 +110,14 @@ def check_set(report, out, name="s"):
     heads = {kind: lines(folder / f"{name}.{kind}")[0].split("\t") for kind in KINDS}
     assert all(len(row) == len(heads[kind]) for kind, rows in found.items() for row in rows)
     items, users = [row[0] for row in found["item"]], {row[0] for row in found["inter"]}
-    assert len(set(items)) == len(items) == report["items"] and set(items) == {row[1] for row in found["inter"]}
+    known = set(items)
+    assert len(known) == len(items) == report["items"] and known == {row[1] for row in found["inter"]}
     assert (len(users), len(found["inter"])) == (report["users"], report["kept"])
     assert sum(report[part] for part in ("train", "valid", "test")) == report["kept"] - report["users"]
     for part in PARTS:
         assert len(found[part]) == report[part.removesuffix(".inter")]
         for user, history, target, _ in found[part]:
-            assert user in users and {*history.split(" "), target} <= set(items)
+            assert user in users and {*history.split(" "), target} <= known
     times = [float(row[-1]) for part in PARTS for row in found[part]]
     assert report["options"]["split"] != "ratio" or times == sorted(times)
     assert 0 <= len(report["malformed_lines"]) == min(report["malformed"], 5)

@@ -716,7 +716,7 @@ class Hurried(Database):
 def many():
     """More rows than DuckDB has in one piece of a table: (user, item, time), None for a broken line; what comes of them."""
     rng = random.Random(5)
-    rows = [(f"U{rng.randrange(45_000)}", f"item-{rng.randrange(305)}", START + rng.randrange(3000)) for _ in range(310_000)]
+    rows = [(f"U{rng.randrange(45_000)}", f"item-{rng.randrange(305)}", START + rng.randrange(3000)) for _ in range(255_000)]
     for place in [*rng.sample(range(len(rows)), 7), len(rows) - 2]:
         rows[place] = None
     order = [f"item-{number}" for number in range(300)][::-1]  # those with a title, in the order of the metadata
@@ -750,9 +750,9 @@ def test_order_of_many_rows(tmp_path, monkeypatch, many, kind, hurried):
     rows, order, expected = many
     broken = [place for place, row in enumerate(rows) if row is None]
     if kind == "jsonl":
-        text = [row and '{"customer": "%s", "sku": "%s", "bought": %d, "more": "' % row + "x" * 60 + '"}' for row in rows]
+        text = [row and '{"customer": "%s", "sku": "%s", "bought": %d, "more": "' % row + "x" * 90 + '"}' for row in rows]
     else:  # a quoted field with a line that looks like a record
-        text = [row and "%s,%s,%d," % row + '"' + "x" * 80 + '\n%s,%s,%d,y"' % row for row in rows]
+        text = [row and "%s,%s,%d," % row + '"' + "x" * 100 + '\n%s,%s,%d,y"' % row for row in rows]
     head = ["customer,sku,bought,more"] * (kind != "jsonl")
     log = write(tmp_path / "log", "\n".join(head + [line or "broken" for line in text]).encode())
     assert log.stat().st_size > 34e6

@@ -54,7 +54,7 @@ def test_too_little_memory(tmp_path):
         pytest.raises(DataError, match="Out of Memory.*; raise --memory-limit"),
     ):
         database.run(
-            "CREATE TABLE t AS SELECT hash(range) AS a, repeat('x', range::INT % 99) AS b FROM range(9000000) ORDER BY a"
+            "CREATE TABLE t AS SELECT hash(range) AS a, repeat('x', range::INT % 99) AS b FROM range(1000000) ORDER BY a"
         )
 
 
