@@ -22,7 +22,7 @@ COLUMNS = {"user": "customer", "item": "sku", "time": "bought", "title": "produc
 
 
 def pack(data, name):
-    """Bytes as a file of that name holds them: gzip for .gz, zstd for .zst."""
+    """Compresses bytes as the name says: gzip for .gz, zstd for .zst, else not at all."""
     if name.endswith(".gz"):
         return gzip.compress(data, 1)
     return zstandard.compress(data, 1) if name.endswith(".zst") else data
@@ -42,7 +42,7 @@ def json_lines(rows):
 
 
 def write(path, rows):
-    """Rows (dicts) as JSON lines, or bytes as they are; compressed as the name says. Returns the path."""
+    """Writes rows (dicts) as JSON lines, or bytes as they are, compressed as the name says. Returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pack(rows if isinstance(rows, bytes) else json_lines(rows), path.name))
     return path
@@ -54,7 +54,7 @@ def review(user, item, time, rating=5.0):
 
 
 def reviews_of(n_users=6, n_items=6):
-    """Every user reviews every item, one a day."""
+    """Reviews of every item by every user, one item a day."""
     return [
         review(f"R{user}", f"B{item}", START + DAY * item)
         for user in range(n_users)
@@ -67,7 +67,7 @@ def meta_of(n_items=6):
 
 
 def simple(folder, n_users=6, n_items=6, suffix=""):
-    """Files of Amazon's of which nothing is dropped for k <= 6; 30 samples come out. Returns their paths."""
+    """Writes files in Amazon's schema; with k <= 6 nothing is dropped, and there are 30 samples. Returns their paths."""
     files = (
         write(folder / f"reviews.json{suffix}", reviews_of(n_users, n_items)),
         write(folder / f"meta.json{suffix}", meta_of(n_items)),
@@ -76,7 +76,7 @@ def simple(folder, n_users=6, n_items=6, suffix=""):
 
 
 def shop(n_users=6, n_items=6):
-    """The same as rows of a log that is not Amazon's: customer, sku, bought, product."""
+    """The same reviews as rows of a log that is not Amazon's, with the columns customer, sku, bought and product."""
     return [
         {"customer": f"R{user}", "sku": f"B{item}", "bought": START + DAY * item, "product": f"Toy {item}"}
         for user in range(n_users)
@@ -85,12 +85,12 @@ def shop(n_users=6, n_items=6):
 
 
 def tree(folder):
-    """path -> content of everything below a folder; None for folders."""
+    """dict: path -> content of everything below a folder; None for folders."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def output(folder, name="s"):
-    """kind -> lines of a converted set."""
+    """dict: kind -> lines of the files of a data set."""
     return {kind: lines(folder / name / f"{name}.{kind}") for kind in KINDS}
 
 
@@ -99,7 +99,7 @@ def sha256(path):
 
 
 def check_set(report, out, name="s"):
-    """What holds of every set that is written: all files and nothing else, and counts that agree with them."""
+    """Checks what must be true of every output: all files are there and nothing else, and the report's counts fit them."""
     folder = out / name
     assert sorted(path.name for path in folder.iterdir()) == sorted(f"{name}.{kind}" for kind in FILES)
     assert [path.name for path in out.iterdir()] == [name]
