@@ -19,6 +19,7 @@ KINDS = (*PARTS, "inter", "item")
 FILES = (*KINDS, "yaml", "report.json")
 DROPPED = "malformed bad_ids bad_times without_title low_rating outside_window repeated below_k".split()
 COLUMNS = {"user": "customer", "item": "sku", "time": "bought", "title": "product"}  # of the logs that are not Amazon's
+COLUMNS_OPTION = ",".join(f"{role}={column}" for role, column in COLUMNS.items())  # the same for the command line
 
 
 def pack(data, name):

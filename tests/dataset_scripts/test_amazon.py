@@ -1,4 +1,4 @@
-"""Which release a file is of; what is made of it is in test_convert."""
+"""Recognising the release of a file. test_convert tests the conversion."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_reviews_need_all_their_columns():
 
 
 def test_metadata_need_item_and_title():
-    """Of JSON lines the others may come in later lines; of tables they are there or not."""
+    """In JSON lines the other keys may come in later lines. A table has them or not."""
     assert columns_of(source("asin", "title"), METADATA) == ("amazon-2018", METADATA["amazon-2018"])
     assert columns_of(source("asin", "title", "price", format="csv"), METADATA) == (
         "amazon-2018", {"item": "asin", "title": "title", "price": "price"},

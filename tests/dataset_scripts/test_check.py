@@ -1,4 +1,4 @@
-"""What a Check finds out about a file: damage, counts, SHA-256."""
+"""A Check of a file: damage, counts, SHA-256."""
 
 import csv
 import hashlib
@@ -20,7 +20,7 @@ GOOD = json_lines(reviews_of())
 
 @pytest.mark.parametrize("kind", PACKED)
 def test_a_check_of_every_cut(tmp_path, kind):
-    """A cut between two members or frames cannot be seen."""
+    """Every cut is found, except between two members or frames."""
     whole = PACKED[kind]
     if kind == "none":
         return
@@ -42,7 +42,7 @@ def test_a_check_of_every_cut(tmp_path, kind):
 
 
 def test_what_a_check_counts(tmp_path):
-    """Blocks of any size; line feeds, whether something stands behind the last one, and marks that quote."""
+    """Line feeds, text after the last one, and quotes, in blocks of any size."""
     rng = random.Random(1)
     for _ in range(60):
         data = b"".join(rng.choice([b"\n", b" ", b"\t", b"x", b'"', b"'", b"yyy"]) for _ in range(rng.randrange(20)))
@@ -71,13 +71,13 @@ def test_steps_of_a_check(tmp_path):
 
 
 def ends_quoted(text, quote='"'):
-    """Whether a CSV text ends inside a quoted field: then Python's csv module takes a line behind it for a part of that field."""
+    """Whether a CSV text ends inside a quoted field. Then Python's csv module takes a line after it for a part of that field."""
     return list(csv.reader(io.StringIO(text + "\nnext\n", newline=""), quotechar=quote))[-1] != ["next"]
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_a_csv_file_that_ends_inside_quotes(tmp_path, mark):
-    """Random texts, counted in pieces of any size."""
+    """Random texts, in pieces of any size."""
     rng, source = random.Random(2), recognised(tmp_path / "x", b"a,b\n")
     found = []
     for _ in range(2500):
@@ -100,25 +100,25 @@ def test_a_file_that_vanishes(tmp_path):
 
 
 def _waiting(monkeypatch, meanwhile):
-    """Does something between the two looks of a check."""
+    """Calls a function between the two passes of a check."""
     monkeypatch.setattr(module, "_be_nice", meanwhile)
 
 
-def test_a_file_that_is_changed_between_both_looks(tmp_path, monkeypatch):
-    """The hash must be of the bytes that were converted."""
+def test_a_file_that_is_changed_between_both_passes(tmp_path, monkeypatch):
+    """The hash must be the one of the bytes that were converted."""
     path = tmp_path / "x"
     for change in (lambda: path.write_bytes(GOOD + GOOD), lambda: path.write_bytes(GOOD[:-1]), path.unlink):
         source = recognised(path, GOOD)
         _waiting(monkeypatch, change)
         with pytest.raises(DataError, match="x was changed while it was read; run the|cannot read .*x: No such file"):
             Check(source).sha256
-    _waiting(monkeypatch, lambda: os.utime(path, ns=(0, 0)))  # as of another content of the same size
+    _waiting(monkeypatch, lambda: os.utime(path, ns=(0, 0)))  # as if the content was another one of the same size
     with pytest.raises(DataError, match="x was changed while it was read"):
         Check(recognised(path, GOOD)).sha256
 
 
 def test_no_failure_of_a_check_is_lost(tmp_path, monkeypatch):
-    """Half a count or half a hash must not pass for a whole one."""
+    """No check must pass with half a count or half a hash."""
     source = recognised(tmp_path / "x", GOOD)
 
     def fail(*_):
@@ -141,7 +141,7 @@ def test_a_priority_that_may_not_be_changed_is_no_error(tmp_path, monkeypatch):
 
 
 def test_steps_where_the_system_gives_less_than_is_asked_for(tmp_path, monkeypatch):
-    """`steps` are places in the file; some file systems give part of what is asked for, of a file that is not at its end."""
+    """`steps` belong to places in the file, even if a file system returns less than was asked for."""
 
     class Short(io.FileIO):
         def read(self, size=-1):

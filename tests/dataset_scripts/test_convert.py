@@ -1,4 +1,4 @@
-"""What `convert` makes of good files: formats, options, the report, the command line, and that RecBole reads it."""
+"""Conversions of good files: formats, options, the report, the command line, and RecBole reads the output."""
 
 import os
 import random
@@ -13,8 +13,8 @@ from urllib.parse import unquote
 import duckdb
 import pytest
 from helpers_convert import (
-    COLUMNS, DAY, KINDS, PARTS, ROOT, START, check_set, json_lines, lines, meta_of, output, pack, review, reviews_of, sha256,
-    shop, simple, tree, write,
+    COLUMNS, COLUMNS_OPTION, DAY, KINDS, PARTS, ROOT, START, check_set, json_lines, lines, meta_of, output, pack, review,
+    reviews_of, sha256, shop, simple, tree, write,
 )  # fmt: skip
 from helpers_data import make_config
 
@@ -29,14 +29,14 @@ REAL = ROOT.parent / "shared" / "data"
 
 
 def converted(folder, reviews, out="out", **options):
-    """Converts, checks what holds of every set, and returns the report and the lines of the files."""
+    """Converts and checks the output. Returns the report, and kind -> lines of the files."""
     report = convert(reviews, "s", folder / out, **{"k": 1, **options})
     check_set(report, folder / out)
     return report, output(folder / out)
 
 
 def amazon(folder, rows, meta=None, out="out", **options):
-    """The same of rows in Amazon's schema of 2018, without sliding."""
+    """The same for rows in Amazon's schema of 2018, without sliding."""
     files = write(folder / "reviews.json", rows), write(folder / "meta.json", meta_of() if meta is None else meta)
     return converted(folder, files[0], out, meta=files[1], **{"min_items": 0, **options})
 
@@ -79,7 +79,7 @@ def files_of(folder):
 
 @pytest.fixture(scope="module")
 def plain_files(tmp_path_factory):
-    """The files that come of `simple`."""
+    """The output for the files of `simple`."""
     folder = tmp_path_factory.mktemp("plain")
     reviews, meta = simple(folder)
     convert(reviews, "s", folder / "out", meta=meta, min_items=0)
@@ -97,7 +97,7 @@ def test_content_tells_the_format_whatever_the_name(tmp_path, plain_files, suffi
 
 
 def as_2023(rows):
-    """Reviews of 2018 in the schema of 2023. `asin` is a variant of the item there, `title` that of the review."""
+    """Reviews of 2018 in the schema of 2023. There, `asin` is a variant of the item, and `title` is the title of the review."""
     return [
         {"rating": row["overall"], "title": "Great", "asin": "X" + row["asin"], "parent_asin": row["asin"],
          "user_id": row["reviewerID"],
@@ -129,7 +129,7 @@ def test_amazon_2023_as_csv_of_ratings(tmp_path):
 
 
 def test_amazon_metadata_without_some_columns(tmp_path):
-    """Of CSV and Parquet the columns are known, and those of the schema that are not there are not asked for."""
+    """CSV and Parquet files list their columns. Optional columns of the schema may be missing there."""
     meta = write(tmp_path / "meta.csv", b"asin,title,brand\nB0,Toy 0,Us\n")
     reviews = write(tmp_path / "reviews.json", [review("R0", "B0", START + day) for day in range(9)])
     for format in ("auto", "csv"):
@@ -141,7 +141,7 @@ def test_amazon_metadata_without_some_columns(tmp_path):
 
 
 def test_the_release_can_be_said(tmp_path):
-    """Lines that have the keys of both releases."""
+    """The lines have the keys of both releases."""
     rows = [{**old, **new, "overall": 1.0} for old, new in zip(reviews_of(), as_2023(reviews_of()))]
     rows = [{**row, "reviewerID": "R" + row["reviewerID"]} for row in rows]
     meta = [{**row, "parent_asin": row["asin"], "asin": "X" + row["asin"]} for row in meta_of()]
@@ -154,7 +154,7 @@ def test_the_release_can_be_said(tmp_path):
 
 
 def as_table(rows, separator=",", end="\n", quote='"'):
-    """Bytes of a CSV file, every field quoted."""
+    """The bytes of a CSV file; every field of a row is quoted unless `quote` is empty."""
     q = quote
     text = [
         separator.join(f"{q}{str(value).replace(q, q + q) if q else value}{q}" for value in row.values()) for row in rows
@@ -215,7 +215,7 @@ def test_the_format_can_be_said(tmp_path):
 
 
 def parquet(path, time="bought", user="customer", item="sku", title="product", more="", where="true"):
-    """The shop as a Parquet file; the arguments are SQL over its columns and `n`, the number of the row."""
+    """Writes the shop as a Parquet file. The arguments are SQL over its columns and `n`, the number of the row."""
     rows = ", ".join(
         f"({n}, '{row['customer']}', '{row['sku']}', {row['bought']}, '{row['product']}')" for n, row in enumerate(shop())
     )
@@ -247,7 +247,7 @@ def test_times_of_parquet(tmp_path, sql):
 
 
 def test_ids_of_parquet(tmp_path):
-    """Integers beside missing values are floats in pandas' files; lists are no ids."""
+    """pandas writes integers as floats if values are missing. Lists are not ids."""
     number = "CASE n WHEN 7 THEN NULL WHEN 8 THEN 'nan'::DOUBLE WHEN 9 THEN 2.5 WHEN 10 THEN 1e300 ELSE n // 6 END::DOUBLE"
     report, found = converted(tmp_path, parquet(tmp_path / "log", user=number, item="n % 6"), columns=COLUMNS)
     assert (report["malformed_lines"], report["bad_ids"]) == ([8], 1)
@@ -265,7 +265,7 @@ def test_ids_of_parquet(tmp_path):
 
 
 def test_text_of_parquet_that_is_not_said_to_be_text(tmp_path):
-    """Spark and others may write bytes; those that are no UTF-8 make an id all the same, but no title."""
+    """Spark and others may write bytes. Bytes that are not UTF-8 are still an id, but not a title."""
     user = r"CASE n % 6 WHEN 5 THEN '\xFF\x00'::BLOB ELSE encode('é' || n % 6) END"
     title = r"CASE n WHEN 0 THEN '\xFF'::BLOB ELSE encode('Café 雪 ' || sku) END"
     _, found = converted(tmp_path, parquet(tmp_path / "log", user=user, title=title), columns=COLUMNS)
@@ -282,7 +282,7 @@ def test_other_columns_of_parquet(tmp_path):
 
 
 def test_folders_named_like_columns_say_nothing(tmp_path):
-    """DuckDB would take `customer=x` in a path for a column."""
+    """By default, DuckDB would take `customer=x` in a path for a column."""
     folder = tmp_path / "customer=x" / "bought=1"
     folder.mkdir(parents=True)
     for log in (parquet(folder / "a"), write(folder / "b.csv", TABLES["csv"]), write(folder / "c.json", TABLES["jsonl"])):
@@ -303,7 +303,7 @@ def test_paths_with_patterns_and_quotes(tmp_path, kind):
 
 
 def test_names_of_columns_are_nothing_but_names(tmp_path):
-    """Words of SQL, quotes, dots; a join in a plan is told from a column that is called so."""
+    """Columns may be called like words of SQL, and hold quotes and dots. A column called `joined` is not a join."""
     names = ["joined", 'o"clock', "it's", "a.b"]
     rows = [dict(zip(names, row.values())) for row in shop()]
     for log in (write(tmp_path / "r.json", rows), write(tmp_path / "r.csv", as_table(rows, quote=""))):
@@ -320,7 +320,7 @@ def test_one_column_in_two_roles(tmp_path):
 
 
 def test_titles_in_a_file_of_their_own(tmp_path):
-    """In any format, beside a log in any other; `columns` name the items' columns, too, unless `meta_columns` do."""
+    """The two files may have different formats. `columns` names the columns of the items, too, unless `meta_columns` does."""
     log = write(tmp_path / "log.csv", as_table([{key: row[key] for key in ("customer", "sku", "bought")} for row in shop()]))
     items = [{"sku": f"B{item}", "product": f"Toy {item}", "usd": f"${item}.50"} for item in range(6)]
     files = [write(tmp_path / "items.tsv.gz", as_table(items, "\t")), write(tmp_path / "items.jsonl", items),
@@ -344,7 +344,7 @@ def test_titles_in_a_file_of_their_own(tmp_path):
 
 
 def test_a_window_from_before_the_oldest_start(tmp_path):
-    """Sliding ends there, but nobody has to begin behind it."""
+    """Sliding stops at the oldest start, but a window may begin before it."""
     rows = [{**row, "bought": row["bought"] - 27 * 365 * DAY} for row in shop()]
     log = write(tmp_path / "log.jsonl", rows)
     report, _ = converted(tmp_path, log, columns=COLUMNS, start="1990-01-01", end="1991-01-01")
@@ -359,7 +359,7 @@ def test_a_window_from_before_the_oldest_start(tmp_path):
     ({"start": "2017-10-03T08:00+08:00"}, 24), ({"start": "2017-10-02T23:59:59.999999"}, 24), ({"end": "none"}, 36),
 ])  # fmt: skip
 def test_windows(tmp_path, options, kept):
-    """Six users, six items, one a day; everything twice."""
+    """Six users review six items, one item a day, and every review stands there twice."""
     report, _ = amazon(tmp_path, reviews_of() * 2, ratios=(1, 0, 0), **options)
     assert (report["kept"], report["outside_window"]) == (2 * kept, 72 - 2 * kept)
     report, _ = converted(tmp_path, write(tmp_path / "log", shop() * 2), columns=COLUMNS, ratios=(1, 0, 0), **options)
@@ -375,7 +375,7 @@ def test_without_bounds_everything_is_inside(tmp_path):
 
 
 def test_repeats_may_take_a_user_below_k(tmp_path):
-    """The k-core counts what is left of repeated reviews."""
+    """The k-core counts the reviews that are left when repeats are dropped."""
     rows = [
         review(user, item, START + number) for user in "uvw" for number, item in enumerate("AB" if user != "w" else "AA")
     ]
@@ -429,7 +429,7 @@ def test_shared_titles_and_density(tmp_path):
     (["01.10.2017 02:00 +0200"] * 2, {"time_format": "%d.%m.%Y %H:%M %z"}, {"text": 2}),
 ])  # fmt: skip
 def test_times(tmp_path, values, options, expected):
-    """All of them are the same moment."""
+    """All values are the same moment."""
     rows = [{"customer": "u", "sku": f"B{number}", "bought": value, "product": "Toy"} for number, value in enumerate(values)]
     report, found = converted(tmp_path, write(tmp_path / "log", rows), columns=COLUMNS, ratios=(1, 0, 0), **options)
     assert [line.split("\t")[-1] for line in found["inter"][1:]] == [str(START)] * len(values)
@@ -462,7 +462,7 @@ def test_fractions_of_seconds_are_kept(tmp_path):
     assert [line.split("\t")[-1] for line in found["train.inter"][1:]] == sorted(shown, key=float)[1:]
 
 
-@pytest.mark.skipif(not hasattr(time, "tzset"), reason="needs time.tzset")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no time.tzset")
 @pytest.mark.parametrize("zone", ["Asia/Shanghai", "America/Los_Angeles"])
 def test_times_are_utc_everywhere(tmp_path, monkeypatch, zone):
     start, end = START, 1541030400
@@ -545,7 +545,7 @@ def test_impossible_options(tmp_path, options, message):
 
 
 def test_the_report_lies_beside_the_files(tmp_path):
-    """The same wherever they lie, and with the options that were used."""
+    """The report does not depend on the folder, and has the options that were used."""
     first, _ = amazon(tmp_path, reviews_of(), out="a", k=2, max_history=3)
     second, _ = amazon(tmp_path, reviews_of(), out="deep/b", k=2, max_history=3)
     assert tree(tmp_path / "a") == tree(tmp_path / "deep" / "b")
@@ -580,7 +580,7 @@ BLANK = [b"", b"  ", b"\t\t", b"\r"]
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_numbers_of_malformed_lines(tmp_path, monkeypatch, kind, end, limit, suffix):
-    """Malformed and blank lines at random places in six logs of 36 good lines, one behind the other."""
+    """Malformed and blank lines stand at random places between six times 36 good lines."""
     monkeypatch.setattr(tables, "_N_LINES", limit)
     good = OK_JSON if kind == "jsonl" else OK_CSV
     bad = (
@@ -602,7 +602,7 @@ def test_numbers_of_malformed_lines(tmp_path, monkeypatch, kind, end, limit, suf
 
 
 def test_numbers_behind_quoted_line_ends(tmp_path):
-    """A record may go over several lines: it begins with the first."""
+    """A record may have several lines; the number is that of the first."""
     text = (
         'customer,sku,bought,product\n'  # line 1
         f'R0,B0,{START},"Toy\n\n with, lines"\n'  # 2
@@ -698,7 +698,7 @@ def test_titles_and_ids_come_back_through_recbole(tmp_path):
 
 
 class Hurried(Database):
-    """Many threads in little memory, so that tables go to disk. `spilled`: bytes that have been seen there."""
+    """Many threads in little memory, so that tables go to disk. `spilled`: the most bytes seen there."""
 
     spilled = 0
 
@@ -714,7 +714,11 @@ class Hurried(Database):
 
 @pytest.fixture(scope="module")
 def many():
-    """More rows than DuckDB has in one piece of a table: (user, item, time), None for a broken line; what comes of them."""
+    """More rows than one row group of DuckDB holds.
+
+    Returns the rows (user, item, time), with None for a broken line; the items with a title, in the order of the metadata; and
+    the lines of the output.
+    """
     rng = random.Random(5)
     rows = [(f"U{rng.randrange(45_000)}", f"item-{rng.randrange(305)}", START + rng.randrange(3000)) for _ in range(255_000)]
     for place in [*rng.sample(range(len(rows)), 7), len(rows) - 2]:
@@ -807,16 +811,7 @@ def test_a_name_that_the_terminal_cannot_show(tmp_path):
 
 def test_command_line_of_an_own_log(tmp_path):
     log = write(tmp_path / "log.csv", TABLES["csv"])
-    done = cli(
-        "--interactions",
-        log,
-        "--columns",
-        "user=customer,item=sku,time=bought,title=product",
-        "--name",
-        "s",
-        "--out",
-        tmp_path / "out",
-    )
+    done = cli("--interactions", log, "--columns", COLUMNS_OPTION, "--name", "s", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     convert(log, "s", tmp_path / "same", columns=COLUMNS)
     assert tree(tmp_path / "out") == tree(tmp_path / "same")
@@ -862,7 +857,7 @@ def test_every_option_reaches_convert(monkeypatch, option, text, keyword, value)
 
 
 def test_every_keyword_of_convert_has_its_option(monkeypatch):
-    """And the defaults on the command line are those of the function."""
+    """The defaults on the command line are those of the function, too."""
     import inspect
 
     defaults = {name: parameter.default for name, parameter in inspect.signature(convert).parameters.items()}
@@ -876,7 +871,7 @@ def test_every_keyword_of_convert_has_its_option(monkeypatch):
     "words",
     [["--columns", "user"], ["--columns", ""], ["--ratios", "a,b"], ["--k", "x"], ["--split", "x"], ["--format", "x"]],
 )
-def test_words_that_mean_nothing(words, capsys):
+def test_values_that_mean_nothing(words, capsys):
     with pytest.raises(SystemExit) as caught:
         module.main(["--reviews", "r", "--name", "n", *words])
     assert caught.value.code == 2

@@ -1,4 +1,4 @@
-"""Random logs: the converter against the obvious one, and against damage of every kind."""
+"""Random logs: both converters must give the same output; and random damage, which must give an error or a right output."""
 
 import csv
 import io
@@ -81,7 +81,7 @@ LINES = [b"", b"  ", b"{", b"[1]", b"7", b'"s"', b"null", b"\xfd\xfe\x00", b"\t"
 
 
 def log(rng, odd):
-    """Rows of a log: role -> value; and of the items."""
+    """Random rows (role -> value): of reviews, and of items. `odd`: the share of odd values."""
     users = [f"U{number}" for number in range(12)] + rng.sample(IDS, 6)
     items = [f"B{number}" for number in range(10)] + rng.sample(IDS, 5)
     unit = rng.choice([1, 1, 1, 1000, 10**6, 10**9])
@@ -141,13 +141,13 @@ def as_csv(rng, rows, columns, odd, separator):
     writer = csv.writer(
         text, delimiter=separator, lineterminator=end, quoting=rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
     )
-    writer.writerow(["", *columns.values()])  # pandas' index has no name
+    writer.writerow(["", *columns.values()])  # as pandas writes its index: a column without name
     for number, row in enumerate(rows):
         fields = [str(number)]
         for role in columns:
             value = row.get(role, "")
             value = json.dumps(value) if isinstance(value, (list, dict)) else "" if value is None else str(value)
-            fields.append(value.encode("utf-8", "replace").decode())  # half of a pair cannot be in a file
+            fields.append(value.encode("utf-8", "replace").decode())  # a file cannot hold a lone surrogate
         if rng.random() < odd:
             fields = rng.choice([fields[:-1], [*fields, "x"], [*fields, ""], ["x"], [*fields[:-1], 'a "b" c']])
         if rng.random() < odd:
@@ -155,7 +155,7 @@ def as_csv(rng, rows, columns, odd, separator):
         writer.writerow(fields)
     data = text.getvalue().encode()
     if odd and rng.random() < 0.5:
-        data = data.replace(b"B1", b"\xff\xfe", 3)  # an item, as DuckDB looks at the columns alone that are used
+        data = data.replace(b"B1", b"\xff\xfe", 3)  # in an item: DuckDB only looks at columns that are used
     return (b"\xef\xbb\xbf" if rng.random() < 0.1 else b"") + (
         data if rng.random() < 0.8 else data.removesuffix(end.encode())
     )
@@ -171,7 +171,7 @@ OWN = {**COLUMNS, "rating": "stars", "brand": "maker", "category": "aisle", "pri
 
 
 def drawn_options(rng, bounded, rated):
-    """Options of a conversion of `log`."""
+    """Random options for a conversion of `log`."""
     options = {"k": rng.choice([1, 2, 3]), "max_history": rng.choice([1, 2, 3, 10]), "drop_repeats": rng.random() < 0.4}
     options.update(split=rng.choice(["ratio", "ratio", "leave-one-out"]), drop_markup_titles=rng.random() < 0.2)
     options.update(
@@ -190,7 +190,7 @@ def drawn_options(rng, bounded, rated):
 
 
 def drawn_world(rng, folder):
-    """Files and options of both converters, drawn with everything that may differ between logs."""
+    """Writes random files. Returns the path of the reviews, and random options for both converters."""
     odd = rng.choice([0, 0, 0.05])
     rows, titles = log(rng, odd)
     kind, suffix = rng.choice(["2018", "2018", "2023", "jsonl", "csv", "tsv"]), rng.choice(["", "", ".gz", ".zst"])
@@ -226,7 +226,7 @@ def drawn_world(rng, folder):
 
 
 def both(reviews, out, **options):
-    """What the two converters make of it: each a report, or None, and the files."""
+    """Runs both converters. For each: the report and the files, or None and the error."""
     found = []
     for convert_one, folder in ((convert, out / "ours"), (obvious, out / "obvious")):
         shutil.rmtree(folder, ignore_errors=True)
@@ -242,6 +242,7 @@ def both(reviews, out, **options):
 
 
 def differences(reviews, out, **options):
+    """Runs both converters and returns a list of the differences."""
     (report, files), (expected_report, expected_files) = both(reviews, out, **options)
     if report is None or expected_report is None:
         return [] if report is expected_report is None else [(files, expected_files)]
@@ -259,12 +260,12 @@ def test_equals_the_obvious_converter(tmp_path, block):
         reviews, options = drawn_world(random.Random(seed), tmp_path)
         assert differences(reviews, tmp_path, **options) == [], f"seed {seed}"
         written += (tmp_path / "ours").exists()
-    assert written >= 7  # too little remains of the others
+    assert written >= 7  # in the other worlds too little remains for an output
 
 
 # ---- damage ------------------------------------------------------------------------------------------------------------
 
-# What a file must hold after each change: place (as a share of its length), length, bytes.
+# A change of a file: its kind, its place (as a share of the length), and a length or bytes.
 PLACE, LENGTH = st.floats(0, 1, exclude_max=True), st.one_of(st.integers(1, 5), st.integers(1, 400))
 TELLING = [b'"', b",", b"\n", b"\r", b"{", b"}", b"[", b"]", b":", b"\\", b"\0", b"\t", b" ", b"\xff", b"\xc3",
            b"\xef\xbb\xbf", b"null", b"NaN", b'""', b"0", b"-", b".",
@@ -301,19 +302,22 @@ def changed(data, change):
 
 
 def without_twice(pairs):
-    """An object of JSON; in those that have a key twice DuckDB takes the first, Python the last."""
+    """A JSON object. If a key stands there twice, DuckDB takes the first value and Python the last."""
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
 
 
 def comparable(data, kind):
-    """Whether it holds none of the things that DuckDB takes and Python does not, or the other way round: 1_000 and dates of
-    other forms than ISO's, white space other than blanks beside a number; in JSON trailing commas, nan, keys given twice;
-    in CSV blanks beside quotes, a lone quoted nothing, and columns with another name."""
+    """Whether DuckDB and Python read the file alike, because it has none of the things that only one of them accepts:
+
+    - numbers such as 1_000, dates other than ISO dates, white space other than blanks beside a number;
+    - in JSON: trailing commas, nan, keys that stand there twice;
+    - in CSV: blanks beside quotes, a line of a quoted nothing, a changed header.
+    """
     if re.search(rb"\d[-_/]\d|[\x0b\x0c\x1c-\x1f]|\xc2[\x85\xa0]|\xe1\x9a|\xe2[\x80\x81]|\xe3\x80", data):
         return False
     if kind == "csv":
-        if data.decode(errors="ignore").encode() != data:  # DuckDB looks at the columns alone that are used
+        if data.decode(errors="ignore").encode() != data:  # DuckDB only looks at columns that are used
             return False
         head, *lines = data.split(b"\n")
         odd = re.compile(rb'[ \t]"|"[ \t]|^[ \t"]*\r*$')
@@ -330,7 +334,7 @@ def comparable(data, kind):
 
 
 def stands(data, kind, packed, changes, folder, **options):
-    """Converts a damaged file: an error and nothing written, or a set that is what it must be."""
+    """Converts a damaged file, and checks that there is an error and no output, or the right output."""
     if packed != "behind":
         for change in changes:
             data = changed(data, change)
@@ -377,7 +381,7 @@ def test_damaged_json_lines(changes, packed):
 @settings(max_examples=30, deadline=None)
 @given(st.lists(CHANGES, min_size=1, max_size=3))
 def test_damaged_metadata(changes):
-    """An item that loses its title takes its reviews with it; all others stay."""
+    """If an item loses its title, its reviews are dropped, and all others stay."""
     data = json_lines(meta_of(5))
     for change in changes:
         data = changed(data, change)

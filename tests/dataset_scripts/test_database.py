@@ -14,7 +14,7 @@ def database(tmp_path):
 
 
 def test_values_of_codes(database):
-    """In a table of several pieces: the text of each code, and whether all its rows have it."""
+    """The text of each code, and whether all its rows have it; in a table of several row groups."""
     database.run("CREATE TABLE reviews AS SELECT 'u' || range % 1000 AS user FROM range(400000)")
     rng = np.random.default_rng(0)
     for n_rows in (0, 1, 1000, 399_999):
@@ -27,7 +27,7 @@ def test_values_of_codes(database):
 
 
 def test_insert(database):
-    """Texts with anything in them, and a column of nothing but nulls."""
+    """Any text, and a column of nulls only."""
     database.run("CREATE TABLE t (line BIGINT, a VARCHAR, b VARCHAR)")
     rows = [[number, text, None] for number, text in enumerate(["x", None, "", "nul\0", "雪'\"", "NULL", "[1]"])]
     database.insert("t", rows)
@@ -39,7 +39,7 @@ def test_arrays(database):
     found = database.arrays("SELECT a.value + 1 AS b FROM a WHERE value > 1 ORDER BY 1 DESC", a=np.array([1, 2, 3]))
     assert list(found) == ["b"] and found["b"].tolist() == [4, 3]
     with pytest.raises(Exception):
-        database.rows("SELECT * FROM a")  # no longer known
+        database.rows("SELECT * FROM a")  # the array is no longer known
 
 
 @pytest.mark.parametrize("limit", ["", "much", "5", "GB", "1 XB"])

@@ -12,7 +12,7 @@ from dataset_scripts.check import Check
 
 
 def jsonl(rng, n_lines, blanks):
-    """Lines, some blank, some broken, some that want a second look; list of (is it a row?, is it readable?)."""
+    """Random lines, and the kind of each: good, bad, half (with half of a surrogate pair, so that Python parses it) or blank."""
     lines, kinds = [], []
     for number in range(n_lines):
         kind = rng.choice(["good"] * 6 + ["bad", "half"] + ["blank"] * blanks)
@@ -26,7 +26,7 @@ def jsonl(rng, n_lines, blanks):
 
 @pytest.mark.parametrize("seed, suffix", [(seed, ["", ".gz", ".zst"][seed % 3]) for seed in range(13)])
 def test_lines_of_json(tmp_path, monkeypatch, seed, suffix):
-    """Found by jumps or by counting, in blocks of any size."""
+    """Lines are found by jumps or by counting, in blocks of any size."""
     rng = random.Random(seed)
     monkeypatch.setattr(Check, "STEP", rng.choice([16, 64, 1 << 20]))
     monkeypatch.setattr(module, "_BLOCK", rng.choice([16, 100, 1 << 20]))
@@ -46,7 +46,7 @@ def test_lines_of_json(tmp_path, monkeypatch, seed, suffix):
 
 
 def test_a_mark_of_utf8_in_front(tmp_path):
-    """It belongs to no line; before a broken one, or a blank one, which is then none."""
+    """The mark belongs to no line. Before a blank line it makes a row of nulls."""
     mark = b"\xef\xbb\xbf"
     assert loaded(tmp_path / "x", {"user": "u"}, mark + b'{"u": "a"}\n')[0] == [{"user": "a"}]
     assert loaded(tmp_path / "x", {"user": "u"}, mark + b'{"u": "\\ud800", "v": "\\ud800"}\n{"u": "[1]"}')[0] == [
@@ -63,7 +63,7 @@ def test_a_mark_of_utf8_in_front(tmp_path):
 @pytest.mark.parametrize("separator", [",", "\t"])
 @pytest.mark.parametrize("seed", range(12))
 def test_records_of_csv(tmp_path, seed, separator):
-    """Fields as Python's csv reads them, and numbers of lines as it counts them."""
+    """Fields and line numbers are those of Python's csv module."""
     rng = random.Random(seed)
     text, end = io.StringIO(), rng.choice(["\n", "\r\n"])
     quoting = rng.choice([csv.QUOTE_ALL, csv.QUOTE_MINIMAL])
@@ -82,7 +82,7 @@ def test_records_of_csv(tmp_path, seed, separator):
         fields = [rng.choice(pool) for _ in range({"good": 3, "short": 2, "long": 4}[kind])]
         fields = (
             ["x", *fields[1:-1], "y"] if kind != "good" else fields
-        )  # or it might be blank, or end in a field of nothing
+        )  # so that the line is not blank, and does not end in an empty field
         writer.writerow(fields)
         (begins if kind == "good" else refused).append(line)
         if kind == "good":
