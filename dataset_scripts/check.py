@@ -124,7 +124,8 @@ class _Quotes:
 
     def __init__(self, source):
         self.total = 0
-        self._mark, self._begins = ord(source.quote), [ord(mark) for mark in (source.delimiter, "\n", "\r")]
+        self._mark, self._begins = ord(source.quote), np.zeros(256, bool)  # byte -> whether a field begins after it
+        self._begins[[ord(mark) for mark in (source.delimiter, "\n", "\r")]] = True
         self._size, self._last = 0, _LINE_FEED  # bytes so far, and the last of them; the first field begins a line
         self._inside = False  # after all runs that have ended
         self._run, self._opens = 0, False  # the run that may go on in the next piece: its length, whether it begins a field
@@ -138,11 +139,15 @@ class _Quotes:
         if self._run and not (len(places) and places[0] == 0):
             self._end_run()
         if len(places):
-            first = np.flatnonzero(np.diff(places, prepend=-2) > 1)  # places[first]: where the runs begin
+            first = np.append(0, np.flatnonzero(places[1:] != places[:-1] + 1) + 1)  # places[first]: where the runs begin
             begins = places[first]
             lengths = np.diff(first, append=len(places))
-            before = np.where(begins > 0, values[begins - 1], self._last)
-            opens = np.isin(before, self._begins) | (self._size + begins == 3) & (before == 0xBF)  # 0xBF: the byte order mark
+            before = values[begins - 1]
+            if begins[0] == 0:
+                before[0] = self._last
+            opens = self._begins[before]
+            if self._size + begins[0] == 3 and before[0] == 0xBF:  # the first field begins after the byte order mark
+                opens[0] = True
             if self._run and begins[0] == 0:  # the last run goes on
                 lengths[0] += self._run
                 opens[0] = self._opens

@@ -113,7 +113,7 @@ def main(argv=None):
     """The command line. Returns the exit status: 0; 2 after a one-line message; 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m dataset_scripts.download", description="Downloads Amazon reviews.")
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"data sets: {', '.join(NAMES)}")
-    parser.add_argument("--release", choices=list(RELEASES), help="`NAME --release 2023` is NAME-2023 (default: 2018)")
+    parser.add_argument("--release", choices=list(RELEASES), help="release of the data sets: toys of 2023 is toys-2023 (default: 2018)")
     parser.add_argument("--out", default="dataset", help="RecBole's data_path; files go to OUT/NAME/raw (default: dataset)")
     parser.add_argument("--full", action="store_true", help="all reviews of 2018 instead of their 5-core; needed for k < 5")
     parser.add_argument("--mirror", metavar="URL", help=f"server to use instead of {BASE}")
