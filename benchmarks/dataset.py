@@ -1,20 +1,24 @@
-"""Time and peak memory of a conversion to RecBole files: `dataset_scripts.convert` against the obvious script.
+"""Measures time and peak memory of a conversion to RecBole files: `dataset_scripts.convert` against the obvious converter.
 
     python -m benchmarks.dataset --json dataset.json
     python -m benchmarks.dataset --growth --sizes 1000000,2000000,5000000
     python -m benchmarks.dataset --small
 
-The raw files are made up by `benchmarks.raw_reviews`, in Amazon's 2018 schema. Versions:
+The raw files come from `benchmarks.raw_reviews`, in Amazon's 2018 schema. The versions are
 
-- obvious: `benchmarks.obvious_dataset`: `json.loads` line by line, tuples and dicts.
+- obvious: `benchmarks.obvious_dataset`: `json.loads` line by line, tuples and dicts;
 - ours: `dataset_scripts.convert`.
 
-Each run is a fresh process, the versions in turn. Time: wall clock in that process, from before it imports the version until
-its files are written; the raw files have been read once before. Memory: the peak of the resident memory of the process
-(VmHWM), which counts the mapped pages of files, such as those of shared libraries, too; beside it the peak of what it has
-allocated itself (RssAnon, looked at every 20 ms). Ratios are obvious to ours: above 1, ours takes less. Every run's five
-atomic files must be the same bytes, and every run's report the same figures; if not, the benchmark stops with the first
-difference.
+Each run is a fresh process. The versions run in turn.
+
+- Time: wall clock in that process, from before the import of the version until its files are written. The raw files are read once
+  before, so they are in the cache of the operating system.
+- Memory: the peak of the resident memory of the process (VmHWM). It includes mapped files, such as shared libraries. The JSON
+  also has the peak of the memory that the process allocated itself (RssAnon, sampled every 20 ms).
+- Ratios: obvious to ours. Above 1, ours takes less.
+
+All runs must write the same bytes into the five atomic files, and the same figures into their reports. Otherwise the benchmark
+stops with the first difference.
 """
 
 import json
@@ -41,7 +45,7 @@ FIGURES = (  # of the report
     "k_core_rounds kept windows start end first last users items distinct_titles items_sharing_title density train valid test "
     "meta meta_malformed inputs"
 ).split()
-ITEMS_WANTED = 60  # one item in so many must remain; 5,000 of 300,000, as published. Small sizes have to slide for them
+ITEMS_WANTED = 60  # one item in 60 must remain: 5,000 of 300,000, as published. At small sizes the start moves back for them
 CHILD = """
 import sys
 from time import perf_counter
@@ -51,7 +55,7 @@ module, function, arguments, result = sys.argv[1:]
 report = getattr(importlib.import_module(module), function)(**json.loads(arguments))
 seconds = perf_counter() - begin
 usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-try:  # ru_maxrss of a process on Linux begins with that of the process that started it
+try:  # on Linux, ru_maxrss begins with the value of the parent process
     peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 except OSError:
     peak = usage[0].ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -64,10 +68,22 @@ with open(result, "w") as handle:
 # measures
 
 
-def measure(version, arguments, folder, versions=VERSIONS):
-    """Run one version in a fresh process. Returns seconds, cpu_seconds, peak_bytes, peak_own_bytes and its report."""
+def measure(version, arguments, folder):
+    """Runs one version in a fresh process.
+
+    Args:
+        version: a key of `VERSIONS`.
+        arguments (dict): keyword arguments of the version, without objects that JSON cannot hold.
+        folder: for a temporary file.
+
+    Returns:
+        dict: `seconds`, `cpu_seconds`, `peak_bytes`, `peak_own_bytes` (None where /proc is missing) and the version's `report`.
+
+    Raises:
+        RuntimeError: the process failed.
+    """
     result = Path(folder) / "result.json"
-    process = subprocess.Popen([sys.executable, "-c", CHILD, *versions[version], json.dumps(arguments), result], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-c", CHILD, *VERSIONS[version], json.dumps(arguments), result], cwd=ROOT)
     own = 0
     while process.poll() is None:
         try:
@@ -82,10 +98,10 @@ def measure(version, arguments, folder, versions=VERSIONS):
 
 
 def check_equal(version, report, folder, expected, expected_folder):
-    """Compare the files and figures of a run with those of the first.
+    """Compares the files and figures of a run with those of the first run.
 
     Raises:
-        AssertionError: if they differ; it names the first difference.
+        AssertionError: they differ; the message names the first difference.
     """
     for kind in KINDS:
         found, wanted = (Path(one) / f"made.{kind}" for one in (folder, expected_folder))
@@ -99,10 +115,10 @@ def check_equal(version, report, folder, expected, expected_folder):
 
 
 def compare(given, folder, n_reviews, n_items, versions):
-    """Make the raw files of one size, run the versions in turn, compare what they write.
+    """Makes the raw files of one size, runs the versions in turn, and compares what they write.
 
     Returns:
-        dict of reviews, items, raw bytes; and version -> its runs.
+        dict: sizes, the figures of the report, and `runs`: version -> list of runs.
     """
     raw = Path(folder) / f"raw-{n_reviews}"
     raw.mkdir(parents=True, exist_ok=True)
@@ -130,7 +146,7 @@ def compare(given, folder, n_reviews, n_items, versions):
 
 
 def summary(found):
-    """The figures of one size: version -> medians, spread, and ratios to ours."""
+    """The figures of one size: version -> values of all runs, medians, and ratios to ours."""
     of = {version: {key: [run[key] for run in runs] for key in ("seconds", "cpu_seconds", "peak_bytes", "peak_own_bytes")}
           for version, runs in found["runs"].items()}  # fmt: skip
     for one in of.values():
@@ -145,29 +161,30 @@ def summary(found):
 
 
 def parse(arguments):
-    """Words -> options."""
+    """The options on the command line."""
     numbers = {  # default, least, meaning
         "reviews": (5_000_000, 1000, "lines of reviews"), "items": (300_000, 100, "items of the catalogue"),
         "repeats": (1, 1, "runs of each version"),
     }  # fmt: skip
     command = parser("benchmarks.dataset", __doc__, numbers)
-    command.add_argument("--small", action="store_true", help="20,000 reviews of 2,000 items, in seconds")
-    command.add_argument("--growth", action="store_true", help="run ours at --sizes, too")
-    command.add_argument("--sizes", default="1000000,2000000,5000000", help="for --growth; as many reviews an item at each")
+    command.add_argument("--small", action="store_true", help="20,000 reviews of 2,000 items; takes seconds")
+    command.add_argument("--growth", action="store_true", help="also run ours at --sizes")
+    command.add_argument("--sizes", default="1000000,2000000,5000000",
+                         help="numbers of reviews for --growth; the reviews per item stay the same")
     command.add_argument("--compression", choices=("none", "gz", "zst"), default="none", help="of the raw files")
-    command.add_argument("--out", type=Path, help="folder in which all files stay; else they are deleted")
+    command.add_argument("--out", type=Path, help="folder that keeps all files (default: they are deleted)")
     given = command.parse_args(arguments)
     if given.small:
         given.reviews, given.items = 20_000, 2_000
     try:
         given.sizes = [int(size) for size in given.sizes.split(",")]
     except ValueError:
-        command.error(f"--sizes: found {given.sizes}, expected whole numbers with commas in between")
+        command.error(f"--sizes: found {given.sizes}, expected whole numbers with commas between them")
     return given
 
 
 def main(arguments=None):
-    """Make, run, compare, print the tables; returns what --json writes."""
+    """Runs the benchmark and prints the tables. Returns what --json writes."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     given = parse(arguments)
     with nullcontext(given.out.resolve()) if given.out else tempfile.TemporaryDirectory() as folder:
@@ -191,7 +208,7 @@ def main(arguments=None):
                 found = results[0]
             one = summary({"runs": {"ours": found["runs"]["ours"]}})["ours"]
             growth.append({"reviews": size, "kept": found["figures"]["kept"], "raw_bytes": found["raw_bytes"], **one})
-            for key in ("seconds", "peak_bytes"):  # of a review, as multiple of that at the smallest size
+            for key in ("seconds", "peak_bytes"):  # per review, relative to the smallest size
                 each = [row[f"median_{key}"] / row["reviews"] for row in growth]
                 growth[-1][f"{key}_each_ratio"] = each[-1] / each[0]
         if growth:
@@ -201,7 +218,8 @@ def main(arguments=None):
             print(tabulate(rows, headers, disable_numparse=True, stralign="right"))
     settings = {name: value for name, value in vars(given).items() if name not in ("json", "out")}
     command = " ".join(["python -m benchmarks.dataset", *arguments])
-    report = {"command": command, "settings": settings, "seed": SEED, **surroundings(PACKAGES), "results": results, "growth": growth}
+    report = {"command": command, "settings": settings, "seed": SEED, **surroundings(PACKAGES)}
+    report.update(results=results, growth=growth)
     write_json(given.json, report)
     return report
 

@@ -1,11 +1,10 @@
-"""Raw reviews -> RecBole files the obvious way: `json.loads` line by line, tuples, dicts, `sorted`.
+"""Converts raw reviews to RecBole files in the obvious way: `json.loads` line by line, tuples, dicts, `sorted`.
 
-The rules of `dataset_scripts.convert` once more, in their order, written to be read. It shares no code with the converter:
-randomised tests hold the converter's output against this one's, and `benchmarks.dataset` times the two. It is what a first
-version looks like: all reviews with an item that has a title are kept as tuples, nothing is interned, packed or cached.
+This is a second, simple version of the rules of `dataset_scripts.convert`, in the same order. It shares no code with the
+converter but `escape`. Random tests compare the two outputs, and `benchmarks.dataset` compares their time and memory.
 
-It writes the five atomic files (byte for byte the converter's) and the report, straight into their folder, one after the
-other; no yaml file, and no Parquet is read. Options that the converter refuses are not checked here.
+It writes the five atomic files (the same bytes as the converter) and the report. It does not write the yaml file, does not read
+Parquet, and does not check options.
 """
 
 import calendar
@@ -31,21 +30,21 @@ MISSING = set(
 USER, ITEM, TIME, RATING = range(4)  # of a review; times in microseconds
 
 
-def obvious(reviews, name, out="dataset", *, meta=None, columns=None, meta_columns=None, format="auto", meta_format="auto",
-            time_unit="auto", time_format=None, start="default", end="default", k=5, min_items=None, step_months=3,
-            max_history=10, ratios=(0.8, 0.1, 0.1), split="ratio", min_rating=None, drop_repeats=False, max_title_words=20,
-            min_title_chars=2, drop_markup_titles=False, show_progress=False):  # fmt: skip
-    """Converts one data set; see `dataset_scripts.convert.convert` for the options.
+def obvious(reviews, name, out="dataset", *, meta=None, columns=None, meta_columns=None, time_unit="auto", start="default",
+            end="default", k=5, min_items=None, step_months=3, max_history=10, ratios=(0.8, 0.1, 0.1), split="ratio",
+            min_rating=None, drop_repeats=False, max_title_words=20, min_title_chars=2,
+            drop_markup_titles=False):  # fmt: skip
+    """Converts one data set. The arguments are those of `dataset_scripts.convert.convert` (not all of them).
 
     Returns:
         dict: the report, without `options`.
 
     Raises:
-        DataError: a file that cannot be read, has no valid line, or leaves too little.
+        DataError: a file has no valid line, or leaves too little.
     """
     now = time.time() * 1e6
     if columns is None:
-        roles = recognise(reviews, format, AMAZON)
+        roles = recognise(reviews, AMAZON)
         start, end = "2017-10-01" if start == "default" else start, "2018-11-01" if end == "default" else end
         min_items = 5000 if min_items is None else min_items
     else:
@@ -53,25 +52,21 @@ def obvious(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
         start, end = None if start == "default" else start, None if end == "default" else end
         min_items = min_items or 0
     if meta_columns is None and meta is not None:
-        meta_columns = recognise(meta, meta_format, AMAZON_META) if columns is None else columns
-    if "title" not in (meta_columns or roles):
-        raise DataError("no titles: expected a metadata file or a column with the role title")
-    if min_rating is not None and "rating" not in roles:
-        raise DataError(f"min_rating is {min_rating}, but there is no column with the role rating")
+        meta_columns = recognise(meta, AMAZON_META) if columns is None else columns
 
     def usable_title(text):
         return clean_title(text, max_title_words, min_title_chars, drop_markup_titles)
 
-    source = (reviews, format, roles) if meta is None else (meta, meta_format, meta_columns)
+    source = (reviews, roles) if meta is None else (meta, meta_columns)
     catalogue, meta_lines, meta_malformed = read_items(*source, usable_title)
     report = dict(lines=0, malformed=0, malformed_lines=[], bad_ids=0, bad_times=0, without_title=0, low_rating=0)
     units = Counter()
     rows = []  # (user, item, time, rating)
-    for number, line in lines_of(reviews, format):
+    for number, line in lines_of(reviews):
         report["lines"] += 1
         try:
             user, item = id_of(line, roles["user"]), id_of(line, roles["item"])
-            micros, unit = microseconds_of(line.get(roles["time"]), time_unit, time_format)
+            micros, unit = microseconds_of(line.get(roles["time"]), time_unit)
             rating = float(number_of(line.get(roles["rating"]))) if "rating" in roles else None
         except (ValueError, OverflowError):
             report["malformed"] += 1
@@ -156,7 +151,7 @@ def _months_back(moment, months):
 
 
 def _slide(usable, first_start, end, k, min_items, step_months, drop_repeats):
-    """The reviews that are kept, and the part of the report that belongs to the window that gave them."""
+    """Returns the kept reviews, and the counts of the last window for the report."""
     start, windows = first_start, []
     while True:
         first, last = -math.inf if start is None else to_micros(start), math.inf if end is None else to_micros(end)
@@ -179,7 +174,7 @@ def _slide(usable, first_start, end, k, min_items, step_months, drop_repeats):
 
 
 def _without_repeats(rows):
-    earliest = {}  # (user, item) -> place of the review that stays
+    earliest = {}  # (user, item) -> place of the review that is kept
     for place, row in enumerate(rows):
         pair = row[USER], row[ITEM]
         if pair not in earliest or row[TIME] < rows[earliest[pair]][TIME]:
@@ -198,7 +193,7 @@ def _k_core(rows, k):
         rows = kept
 
 
-# samples: (user, history, target, time), a user's side by side in the order of time
+# samples: (user, history, target, time); those of a user side by side, by time
 
 
 def _samples(rows, max_history):

@@ -1,4 +1,4 @@
-"""What stands in a line of raw reviews or metadata, read and cleaned the obvious way; see `obvious_dataset`."""
+"""Reads and cleans the lines of raw reviews and metadata in the obvious way; see `obvious_dataset`."""
 
 import csv
 import gzip
@@ -6,8 +6,6 @@ import io
 import json
 import math
 import re
-import sys
-import zlib
 from datetime import datetime, timedelta, timezone
 from itertools import chain
 from urllib.parse import quote
@@ -16,7 +14,7 @@ from recbole_flr.errors import DataError
 
 UTC = timezone.utc
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-AMAZON = {  # a key that tells the release -> role -> key
+AMAZON = {  # a key that only one release has -> role -> key
     "reviewerID": {"user": "reviewerID", "item": "asin", "time": "unixReviewTime", "rating": "overall"},
     "user_id": {"user": "user_id", "item": "parent_asin", "time": "timestamp", "rating": "rating"},
 }
@@ -24,11 +22,11 @@ AMAZON_META = {
     "asin": {"item": "asin", "title": "title", "brand": "brand", "category": "category", "price": "price"},
     "parent_asin": {"item": "parent_asin", "title": "title", "brand": "store", "category": "categories", "price": "price"},
 }
-UNREADABLE = r'[\s"\x00-\x1f\x7f-\x9f\ud800-\udfff]'  # in an id: white space, quote, control characters, half pairs
+UNREADABLE = r'[\s"\x00-\x1f\x7f-\x9f\ud800-\udfff]'  # in an id: white space, quote, control characters, lone surrogates
 
 
 def _open(path):
-    """Binary handle on the unpacked content of a plain, gzip or zstd file, told by its first bytes."""
+    """A binary stream of the decompressed content of a plain, gzip or zstd file; the first bytes tell which."""
     with open(path, "rb") as handle:
         magic = handle.read(4)
     if magic[:2] == b"\x1f\x8b":
@@ -40,31 +38,14 @@ def _open(path):
     return open(path, "rb")
 
 
-def lines_of(path, kind):
-    """Yields (line number from 1, dict) of each line that is not blank; a malformed line gives an empty dict.
+def lines_of(path):
+    """Yields (line number from 1, dict) for each line that is not blank; a malformed line gives an empty dict.
 
     Args:
-        path: plain, gzip or zstd file.
-        kind: `json`, `jsonl`, `csv`, `tsv`, or `auto`: by the name, else by the first character.
-
-    Raises:
-        DataError: a file that cannot be read.
+        path: plain, gzip or zstd file. The suffix of its name (.json, .jsonl, .csv or .tsv) tells the format.
     """
-    suffix = re.sub(r"\.(gz|zst|zstd)$", "", str(path).lower()).rsplit(".", 1)[-1]
-    try:
-        if kind == "auto":
-            kind = suffix
-        if kind not in ("json", "jsonl", "csv", "tsv"):
-            with _open(path) as handle:
-                kind = "json" if handle.readline().lstrip().startswith(b"{") else "csv"
-        yield from _json_lines(path) if kind.startswith("json") else _csv_lines(path)
-    except _unreadable() as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-
-
-def _unreadable():
-    zstd = (sys.modules["zstandard"].ZstdError,) if "zstandard" in sys.modules else ()
-    return (OSError, EOFError, zlib.error, *zstd)
+    suffix = re.sub(r"\.(gz|zst)$", "", str(path)).rsplit(".", 1)[-1]
+    yield from _json_lines(path) if suffix.startswith("json") else _csv_lines(path)
 
 
 def _json_lines(path):
@@ -92,31 +73,41 @@ def _csv_lines(path):
             number = reader.line_num + 1
             try:
                 fields = next(reader)
-                "".join(fields).encode()  # no longer possible where bytes were no UTF-8
+                "".join(fields).encode()  # raises if bytes of the line were not UTF-8
             except StopIteration:
                 return
             except (csv.Error, UnicodeEncodeError):
                 fields = ["malformed"]
-            if len(fields) > len(names) and not any(fields[len(names) :]):  # as spreadsheets write them
+            if len(fields) > len(names) and not any(fields[len(names) :]):  # empty surplus fields, as spreadsheets write them
                 fields = fields[: len(names)]
             if len(fields) != len(names) and not separator.join(fields).strip(" \t\n\r\v\f"):
                 continue
             yield number, dict(zip(names, fields)) if len(fields) == len(names) else {}
 
 
-def recognise(path, kind, schemas):
-    """The roles of Amazon's release, by the first line that has a telling key."""
-    for _, line in lines_of(path, kind):
+def recognise(path, schemas):
+    """role -> key of Amazon's release, by the first line with a key that only one release has."""
+    for _, line in lines_of(path):
         for key, roles in schemas.items():
             if key in line and (key != "asin" or "parent_asin" not in line):
                 return roles
     raise DataError(f"{path}: no line has one of the keys {', '.join(schemas)}")
 
 
-def read_items(path, kind, roles, usable_title):
-    """item -> dict of title, brand, categories, price, by the first line with a usable title; lines; malformed ones."""
+def read_items(path, roles, usable_title):
+    """Reads the metadata.
+
+    Args:
+        path: the file.
+        roles (dict): role -> key.
+        usable_title (callable): raw title -> title, or None if it is not usable.
+
+    Returns:
+        tuple: a dict item -> dict of title, brand, categories and price, from the first line of the item with a usable title; the
+        number of lines; the number of malformed lines.
+    """
     catalogue, count, malformed = {}, 0, 0
-    for _, line in lines_of(path, kind):
+    for _, line in lines_of(path):
         count += 1
         try:
             item = id_of(line, roles["item"])
@@ -139,7 +130,7 @@ def read_items(path, kind, roles, usable_title):
 
 
 def id_of(line, key):
-    """The raw id of a line as text. Raises ValueError if it has none."""
+    """The raw id of a line as text. Raises ValueError if the line has none."""
     value = line.get(key)
     if value is None or value == "" or isinstance(value, (list, dict)):
         raise ValueError("no id")
@@ -169,27 +160,22 @@ def number_of(value):
     return number
 
 
-def microseconds_of(value, unit, time_format):
-    """Whole microseconds since 1970 of a number or a text, and the name of the unit."""
-    if time_format is not None:
-        moment = datetime.strptime(str(value), time_format)
-    else:
-        try:
-            number = number_of(value)
-        except ValueError:
-            if not isinstance(value, str):
-                raise
-            moment = datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
-        else:
-            if unit == "auto":
-                size = abs(number)
-                unit = "s" if size < 1e11 else "ms" if size < 1e14 else "us" if size < 1e17 else "ns"
-            return round(number * {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}[unit]), unit
-    return to_micros(moment), "text"
+def microseconds_of(value, unit):
+    """Whole microseconds since 1970 of a number or a text, and the name of the unit. Raises ValueError or OverflowError."""
+    try:
+        number = number_of(value)
+    except ValueError:
+        if not isinstance(value, str):
+            raise
+        return to_micros(datetime.fromisoformat(value.strip().replace("Z", "+00:00"))), "text"
+    if unit == "auto":
+        size = abs(number)
+        unit = "s" if size < 1e11 else "ms" if size < 1e14 else "us" if size < 1e17 else "ns"
+    return round(number * {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}[unit]), unit
 
 
 def written_id(raw):
-    """An id as RecBole can read it; `urllib.parse.unquote` gives back the raw one."""
+    """An id in a form that RecBole can read; `urllib.parse.unquote` gives the raw id back."""
     if not re.search(UNREADABLE, raw) and not re.search("%[0-9a-fA-F]{2}", raw):
         return raw
     return re.sub(UNREADABLE + "|%", lambda match: quote(match[0], safe="", errors="surrogatepass"), raw)
@@ -207,7 +193,7 @@ def clean_title(raw, max_words=20, min_chars=2, drop_markup=False):
 
 
 def clean_brand(raw):
-    """A brand on one line, "" for none."""
+    """A brand on one line; empty if there is none."""
     raw = text_of(raw)
     if raw is None:
         return ""
@@ -215,7 +201,7 @@ def clean_brand(raw):
 
 
 def clean_categories(raw):
-    """A category, or a list of them or its text in JSON, as words in one line; "" for none."""
+    """A category, a list of categories, or such a list as JSON text, as words on one line; empty if there is none."""
     if not isinstance(raw, list):
         raw = text_of(raw) or ""
         try:
@@ -227,7 +213,7 @@ def clean_categories(raw):
 
 
 def clean_price(raw):
-    """The number in `12.99`, `$12.99` or `1,299.00`; "" for anything else."""
+    """The number in `12.99`, `$12.99` or `1,299.00`; empty for anything else."""
     if isinstance(raw, (int, float)) and not isinstance(raw, bool):
         raw = repr(raw)
     found = isinstance(raw, str) and re.fullmatch(r"\s*\$?\s*([0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?|[0-9]+(\.[0-9]+)?)\s*", raw)
@@ -235,7 +221,7 @@ def clean_price(raw):
 
 
 def _writable(text):
-    """JSON may hold half of a surrogate pair, which no file can; it becomes U+FFFD."""
+    """Replaces half of a surrogate pair by U+FFFD: JSON may hold it, but no file can."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

@@ -1,9 +1,14 @@
-"""Made-up reviews and metadata in Amazon's 2018 schema, of any size, for `benchmarks.dataset`.
+"""Makes up reviews and metadata in Amazon's 2018 schema, of any size, for `benchmarks.dataset`.
 
-They are like Amazon's in what costs time: about 500 bytes a review, nearly all of them text that nobody needs; users and
-items with heavy tails (5 M reviews: 1.5 M users, most with one review); reviews of an item side by side; times at midnight,
-the more the later; some broken lines, items without metadata, unusable titles, several lines of one item. The same seed
-gives the same bytes.
+They are like Amazon's files in everything that costs time:
+
+- a review has about 500 bytes, nearly all of them text that the conversion does not need;
+- users and items have heavy tails (5 M reviews have 1.5 M users, most with one review);
+- the reviews of an item stand side by side;
+- times are at midnight, and later days have more reviews;
+- there are some broken lines, items without metadata, unusable titles, and several lines of one item.
+
+The same seed gives the same bytes.
 """
 
 import gzip
@@ -13,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 SEED = 2018
-ODD_WORDS = (  # as they are written in a JSON string
+ODD_WORDS = (  # as a JSON string holds them
     r"\"great\"", r"don\u2019t", r"\ud83d\ude00", "it's", "good,", "bad.", r"end.\n\nNext", "1st", "&amp;", "&#34;No!&#34;",
 )  # fmt: skip
 
 
 class Words:
-    """Running text to cut pieces from, written as in a JSON string. Word w of `text` begins at `begin[w]`."""
+    """A long text to cut pieces from, as a JSON string holds it. Word w of `text` begins at `begin[w]`."""
 
     def __init__(self, rng, length):
         letters = np.array(list("etaoinshrdlucmfwypvbgk"))
@@ -32,14 +37,25 @@ class Words:
         self.begin = np.r_[0, np.cumsum([len(word) + 1 for word in words])]
 
     def pieces(self, rng, lengths):
-        """A list of pieces of so many words each."""
+        """A list of random pieces; piece i has `lengths[i]` words."""
         first = rng.integers(0, len(self.begin) - lengths.max() - 1, len(lengths))
         ends = zip(self.begin[first].tolist(), (self.begin[first + lengths] - 1).tolist())
         return [self.text[begin:end] for begin, end in ends]
 
 
 def write_raw(folder, n_reviews, n_items, compression="none", seed=SEED, malformed=1e-4):
-    """Make `reviews.json` and `meta.json` (with .gz or .zst) in a folder; a share of the reviews is malformed. Returns their paths."""
+    """Writes `reviews.json` and `meta.json` (with .gz or .zst) into a folder.
+
+    Args:
+        folder: an existing folder.
+        n_reviews, n_items: numbers of reviews and items.
+        compression: `none`, `gz` or `zst`.
+        seed: the same seed gives the same bytes.
+        malformed: share of the reviews that are malformed.
+
+    Returns:
+        tuple[Path, Path]: both files.
+    """
     rng = np.random.default_rng(seed)
     words = Words(rng, 1_000_000)
     asins = np.sort(codes(np.arange(n_items), "B0", 8))
@@ -48,12 +64,12 @@ def write_raw(folder, n_reviews, n_items, compression="none", seed=SEED, malform
     for path, lines in zip(paths, (review_lines(rng, words, asins, n_reviews, malformed), meta_lines(rng, words, asins))):
         with opened(path, compression) as handle:
             for chunk in lines:
-                handle.write(("\n".join(chunk) + "\n").encode("latin-1"))  # ASCII, but for the noise
+                handle.write(("\n".join(chunk) + "\n").encode("latin-1"))  # everything but the broken lines is ASCII
     return paths
 
 
 def opened(path, compression):
-    """Binary handle to write to."""
+    """Opens a file for writing bytes, compressed or not."""
     if compression == "gz":
         return gzip.open(path, "wb", compresslevel=1)
     if compression == "zst":
@@ -64,19 +80,19 @@ def opened(path, compression):
 
 
 def codes(numbers, prefix, length):
-    """Distinct texts of distinct numbers: prefix and `length` characters."""
-    mixed = np.asarray(numbers, np.uint64) * np.uint64(0x9E3779B97F4A7C15 | 1)  # odd, hence distinct in the low bits too
+    """Turns distinct numbers into distinct texts: the prefix and `length` characters."""
+    mixed = np.asarray(numbers, np.uint64) * np.uint64(0x9E3779B97F4A7C15 | 1)  # an odd factor keeps the low bits distinct, too
     digits = (mixed[:, None] >> (5 * np.arange(length, dtype=np.uint64))) & np.uint64(31)
     letters = np.frombuffer(b"0123456789ABCDEFGHJKLMNPQRSTVWXZ", "S1")[digits]
     return np.char.add(prefix, np.ascontiguousarray(letters).view(f"S{length}").ravel().astype(str))
 
 
 def review_lines(rng, words, asins, n_reviews, malformed, chunk=50_000):
-    """Lists of lines, in the order of the items."""
+    """Yields lists of lines of reviews, sorted by item."""
     counts = np.minimum(rng.zipf(2.2, n_reviews), 2000)  # reviews of each user
     user = np.repeat(np.arange(n_reviews), counts)[:n_reviews]
     n_users = user[-1] + 1
-    last = 6878 * rng.random(n_users) ** 0.25  # a user's last day; of those from 2000-01-01 to 2018-10-31
+    last = 6878 * rng.random(n_users) ** 0.25  # the last day of each user; day 0 is 2000-01-01, day 6878 is 2018-10-31
     day = np.maximum(last[user] - rng.exponential(250, n_reviews), 0).astype(int)
     popularity = np.cumsum((np.arange(len(asins)) + 30.0) ** -0.95)
     item = rng.permutation(len(asins))[np.searchsorted(popularity, rng.random(n_reviews) * popularity[-1])]
@@ -115,7 +131,7 @@ def review_lines(rng, words, asins, n_reviews, malformed, chunk=50_000):
 
 
 def meta_lines(rng, words, asins, chunk=50_000):
-    """Lists of lines: 2% of the items have none, 2% two; 5% of the titles are unusable."""
+    """Yields lists of lines of metadata: 2% of the items have no line, 2% have two; 5% of the titles are unusable."""
     listed = asins[rng.random(len(asins)) > 0.02]
     listed = np.sort(np.r_[listed, listed[rng.random(len(listed)) < 0.02]])
     bad = ["", "A", r"<span id=\"productTitle\" class=\"a-size-large\">Some", " ".join(["far too long"] * 9)]

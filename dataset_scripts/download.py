@@ -1,12 +1,12 @@
-"""Fetches Amazon's published reviews and metadata, and converts them.
+"""Downloads Amazon's published reviews and metadata, and converts them.
 
     python -m dataset_scripts.download toys                      # Toys_and_Games 2018 -> dataset/toys/raw/
-    python -m dataset_scripts.download cds games --convert       # and on to RecBole's files in dataset/cds, dataset/games
+    python -m dataset_scripts.download cds games --convert       # and converts them: RecBole files in dataset/cds, dataset/games
     python -m dataset_scripts.download toys-2023 --convert       # the release of 2023; or: toys --release 2023
 
 The releases are those of Ni, Li and McAuley (EMNLP 2019; https://nijianmo.github.io/amazon) and of Hou et al. (arXiv
-2403.03952; https://amazon-reviews-2023.github.io). Neither states checksums: `fetch` checks the size, the conversion gzip's
-own checksum. What was cut short goes on where it stopped when the same command is run again.
+2403.03952; https://amazon-reviews-2023.github.io). Neither publishes checksums: `fetch` checks the size, and the conversion
+checks gzip's own checksum. If a download was interrupted, run the same command again: it continues where it stopped.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from recbole_flr.errors import ConfigError, FLRError
 from recbole_flr.errors import nearest
 
 BASE = "https://mcauleylab.ucsd.edu/public_datasets/data"
-OLDER_BASE = "https://datarepo.eng.ucsd.edu/mcauley_group/data"  # where the same tree was before
+OLDER_BASE = "https://datarepo.eng.ucsd.edu/mcauley_group/data"  # the older place of the same files
 CATEGORIES = {
     "toys": "Toys_and_Games",
     "cds": "CDs_and_Vinyl",
@@ -27,8 +27,8 @@ CATEGORIES = {
     "instruments": "Musical_Instruments",
     "movies": "Movies_and_TV",
 }
-# Release -> what the names of its data sets end in, and paths below BASE of the reviews, of all reviews and of the metadata.
-# In 2018 the first is the 5-core of the whole time, far smaller: a k-core with k >= 5 of any window is a part of it.
+# Release -> suffix of the names of its data sets; paths below BASE: reviews, all reviews (--full), metadata.
+# The first file of 2018 is the 5-core of all reviews. It is far smaller, and contains the k-core of any window if k >= 5.
 RELEASES = {
     "2018": ("", "amazon_v2/categoryFilesSmall/{}_5.json.gz", "amazon_v2/categoryFiles/{}.json.gz",
              "amazon_v2/metaFiles2/meta_{}.json.gz"),
@@ -41,21 +41,21 @@ NAMES = {
 
 
 def addresses(name, *, full=False, mirror=None):
-    """Addresses of a data set's reviews and metadata.
+    """The addresses of a data set.
 
     Args:
         name: `toys` (2018), `toys-2023`, ...
-        full: all reviews of 2018, not only those in the 5-core.
-        mirror: what takes the place of `BASE`.
+        full: all reviews of 2018 instead of their 5-core.
+        mirror: address to use instead of `BASE`.
 
     Returns:
-        tuple[str, str]: reviews, metadata.
+        tuple[str, str]: of the reviews, and of the metadata.
 
     Raises:
-        ConfigError: a name that is not known.
+        ConfigError: an unknown name.
     """
     if name not in NAMES:
-        raise ConfigError(f"data set {name!r} is none of those whose address is known: {', '.join(NAMES)}; "
+        raise ConfigError(f"data set {name!r} cannot be downloaded; expected one of {', '.join(NAMES)}; "
                           f"the nearest is {nearest(name, NAMES)!r}")
     release, category = NAMES[name]
     _, reviews, all_reviews, meta = RELEASES[release]
@@ -64,7 +64,9 @@ def addresses(name, *, full=False, mirror=None):
 
 
 def download(name, out="dataset", *, full=False, mirror=None, attempts=5, timeout=30, show_progress=True):
-    """Fetches what is missing of reviews and metadata into `<out>/<name>/raw`, under the names that they are published by.
+    """Downloads the reviews and metadata of a data set into `<out>/<name>/raw`, under their published names.
+
+    Files that are there already are not downloaded again.
 
     Args:
         name, full, mirror: as in `addresses`.
@@ -72,12 +74,12 @@ def download(name, out="dataset", *, full=False, mirror=None, attempts=5, timeou
         attempts, timeout, show_progress: as in `fetch`.
 
     Returns:
-        tuple[Path, Path]: the files of reviews and metadata.
+        tuple[Path, Path]: the files of reviews and of metadata.
 
     Raises:
         ConfigError, DataError: as `addresses` and `fetch`.
     """
-    advice = f"; or name another server: python -m dataset_scripts.download {name} --mirror URL, such as {OLDER_BASE}"
+    advice = f"; or use another server: python -m dataset_scripts.download {name} --mirror URL, such as {OLDER_BASE}"
     return tuple(
         fetch(url, Path(out) / name / "raw" / url.rsplit("/", 1)[1], attempts=attempts, timeout=timeout,
               show_progress=show_progress, advice=advice)
@@ -86,7 +88,7 @@ def download(name, out="dataset", *, full=False, mirror=None, attempts=5, timeou
 
 
 def prepare(name, data_path="dataset", mirror=None, *, full=False, show_progress=True):
-    """Downloads and converts a data set, unless all its converted files are there.
+    """Downloads and converts a data set, unless all converted files are there already.
 
     Returns:
         Path: the folder of the data set, with RecBole's files and `raw/`.
@@ -94,14 +96,14 @@ def prepare(name, data_path="dataset", mirror=None, *, full=False, show_progress
     Raises:
         ConfigError, DataError: as `download` and `dataset_scripts.convert.convert`.
     """
-    from dataset_scripts.convert import KINDS, convert  # not above: it loads DuckDB, which a download does not need
+    from dataset_scripts.convert import KINDS, convert  # imported here, as a download alone does not need DuckDB
 
     addresses(name)
     folder = Path(data_path) / name
     if all((folder / f"{name}.{kind}").is_file() for kind in KINDS):
         return folder
     reviews, meta = download(name, data_path, full=full, mirror=mirror, show_progress=show_progress)
-    # The window of movies holds fewer than the 5,000 items for which it would slide; our tables keep its start.
+    # The window of movies has fewer than 5,000 items, so its start would move back. Our results keep the start.
     options = {"min_items": 0} if name == "movies" else {}
     convert(reviews, name, data_path, meta=meta, show_progress=show_progress, **options)
     return folder
@@ -109,17 +111,17 @@ def prepare(name, data_path="dataset", mirror=None, *, full=False, show_progress
 
 def main(argv=None):
     """The command line. Returns the exit status: 0; 2 after a one-line message; 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m dataset_scripts.download", description="Fetches Amazon reviews.")
+    parser = argparse.ArgumentParser(prog="python -m dataset_scripts.download", description="Downloads Amazon reviews.")
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"data sets: {', '.join(NAMES)}")
-    parser.add_argument("--release", choices=list(RELEASES), help="`NAME --release 2023` is NAME-2023 (default: 2018)")
+    parser.add_argument("--release", choices=list(RELEASES), help="release of the data sets: toys of 2023 is toys-2023 (default: 2018)")
     parser.add_argument("--out", default="dataset", help="RecBole's data_path; files go to OUT/NAME/raw (default: dataset)")
-    parser.add_argument("--full", action="store_true", help="all reviews of 2018 and not only their 5-core: for k < 5")
-    parser.add_argument("--mirror", metavar="URL", help=f"what takes the place of {BASE}")
-    parser.add_argument("--convert", action="store_true", help="convert as well; then OUT/NAME is ready for RecBole")
+    parser.add_argument("--full", action="store_true", help="all reviews of 2018 instead of their 5-core; needed for k < 5")
+    parser.add_argument("--mirror", metavar="URL", help=f"server to use instead of {BASE}")
+    parser.add_argument("--convert", action="store_true", help="also convert; OUT/NAME is then ready for RecBole")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        names = [_with_release(name, args.release) for name in args.names]  # all, before the first is fetched
+        names = [_with_release(name, args.release) for name in args.names]  # check all names before the first download
         for name in names:
             if args.convert:
                 print(prepare(name, args.out, args.mirror, full=args.full))
@@ -130,18 +132,18 @@ def main(argv=None):
         return 2
     except KeyboardInterrupt:
         kept = Path(args.out) / "NAME" / "raw"
-        print(f"\ninterrupted; what has arrived is kept ({kept}/*.part): the same command goes on there", file=sys.stderr)
+        print(f"\ninterrupted; the bytes so far are kept ({kept}/*.part); run the same command again", file=sys.stderr)
         return 130
     return 0
 
 
 def _with_release(name, release):
-    """The data set that is meant by a name of the command line and `--release`."""
+    """The name of a data set, from a name on the command line and `--release`. Raises a ConfigError for an unknown name."""
     end = RELEASES[release][0] if release else ""
     name = name if end and name.endswith(end) else name + end
-    addresses(name)  # refuses what is not known
+    addresses(name)  # raises for an unknown name
     if release and NAMES[name][0] != release:
-        raise ConfigError(f"data set {name!r} is of the release {NAMES[name][0]}, but --release says {release}")
+        raise ConfigError(f"data set {name!r} belongs to the release {NAMES[name][0]}, but --release is {release}")
     return name
 
 

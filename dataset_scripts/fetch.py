@@ -1,9 +1,9 @@
-"""Downloads one file, by http or https, so that an interrupted download goes on where it stopped.
+"""Downloads one file by http or https; an interrupted download continues where it stopped.
 
-A file is written to `NAME.part` and renamed when all of it is there: under its own name it is never incomplete. What was
-cut short is resumed, also by a later process, if the server still has the same version of the file (RFC 9110: Range with
-If-Range); `NAME.part.json` remembers which one that was. What is checked is the size that the server states, and that a
-`.gz` begins as one.
+The file is written to `NAME.part` and renamed when it is complete, so a file with its own name is never incomplete. A later
+process can continue the download if the server still has the same version of the file (RFC 9110: Range with If-Range).
+`NAME.part.json` says which version that was. Two things are checked: the size that the server states, and that a `.gz` file
+begins with gzip's magic number.
 """
 
 import errno
@@ -26,7 +26,7 @@ from recbole_flr.errors import ConfigError, DataError
 
 try:
     import fcntl
-except ImportError:  # Windows: there it goes unnoticed if two processes fetch the same file at once
+except ImportError:  # Windows has no such locks: two processes that download the same file are not noticed there
     fcntl = None
 
 _log = logging.getLogger(__name__)
@@ -37,22 +37,22 @@ GZIP = b"\x1f\x8b"
 
 
 def fetch(url, path, *, attempts=5, timeout=30, show_progress=True, advice=""):
-    """Downloads a file, unless it is there already. It appears under its name as a whole or not at all.
+    """Downloads a file, unless it is there already. The file appears under its name only when it is complete.
 
     Args:
         url: http or https.
-        path: where it goes; folders are made. What has arrived waits in `path.part` beside it.
-        attempts: how many in a row may fail before it is given up; one that brought something new counts as the first.
-        timeout: seconds without a byte after which an attempt has failed.
-        show_progress: a progress bar on stderr, in bytes.
-        advice: what else a user can do when it is given up; ends the message.
+        path: where the file goes; missing folders are made. Until it is complete, its bytes are in `path.part`.
+        attempts: give up after this many failures in a row. A failed attempt that brought new bytes counts as the first.
+        timeout: seconds without a byte after which an attempt fails.
+        show_progress: show a progress bar on stderr, in bytes.
+        advice: text for the end of the error message: what else a user can do.
 
     Returns:
         Path: `path`.
 
     Raises:
-        ConfigError: another scheme than http and https.
-        DataError: it could not be had, is not what its name says, or there is no room for it.
+        ConfigError: the address is neither http nor https.
+        DataError: the download failed, the content is not what the name says, or the disk is full.
     """
     path = Path(path)
     if urlsplit(url).scheme not in ("http", "https"):
@@ -66,13 +66,13 @@ def fetch(url, path, *, attempts=5, timeout=30, show_progress=True, advice=""):
                 part.load()
                 _complete(url, path, part, attempts, timeout, show_progress, advice)
                 part.publish(path)
-    except OSError as error:  # of the disk: those of the network have become _Failed
+    except OSError as error:  # an error of the disk: errors of the network have become _Failed
         raise DataError(f"cannot write {error.filename or path}: {error.strerror or error}") from error
     return path
 
 
 class _Failed(Exception):
-    """An attempt that did not bring all that was missing. `again`: whether another one may help."""
+    """An attempt that did not complete the file. `again`: whether another attempt may help."""
 
     def __init__(self, why, again=True):
         super().__init__(why)
@@ -80,11 +80,11 @@ class _Failed(Exception):
 
 
 class _Part:
-    """What has arrived of a file: `NAME.part`, and in `NAME.part.json` of which version on the server it is the beginning.
+    """The bytes of a file that have arrived (`NAME.part`), and their version on the server (`NAME.part.json`).
 
     Attributes:
-        validator (str or None): ETag or date of that version; without one nothing can be resumed.
-        size (int or None): bytes of the whole file, if the server has said.
+        validator (str or None): ETag or date of that version; without one the download cannot be continued.
+        size (int or None): bytes of the whole file, if the server has stated it.
     """
 
     def __init__(self, target):
@@ -92,13 +92,14 @@ class _Part:
         self.validator = self.size = None
 
     def __enter__(self):
-        self.handle = open(self.path, "ab", buffering=0)  # no buffer: what is counted as kept survives a kill
+        self.handle = open(self.path, "ab", buffering=0)  # no buffer: every byte that counts as kept survives a kill
         try:
             if fcntl:
                 fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.handle.close()
-            raise DataError(f"another process is writing {self.path}; run the command again when it has ended") from None
+            advice = "run the command again when that process has ended"
+            raise DataError(f"another process is writing {self.path}; {advice}") from None
         except OSError:  # a file system without locks
             pass
         return self
@@ -115,7 +116,7 @@ class _Part:
         return os.fstat(self.handle.fileno()).st_size
 
     def load(self):
-        """Takes up what an earlier process has left, if it can be told what that is."""
+        """Continues what an earlier process has left, if its version is known; else forgets it."""
         try:
             note = json.loads(self.note.read_text(encoding="utf-8"))
             self.validator, self.size = note["validator"], note["size"]
@@ -125,7 +126,7 @@ class _Part:
             self.restart(None, None)
 
     def restart(self, validator, size):
-        """Forgets all bytes, and notes the version that comes now; in this order, as a kill between must not mix two."""
+        """Forgets all bytes and notes the version that comes now. In this order: a kill in between must not mix two versions."""
         self.handle.truncate(0)
         self.validator, self.size = validator, size
         self.note.write_text(json.dumps({"validator": validator, "size": size}), encoding="utf-8")
@@ -140,12 +141,14 @@ class _Part:
             raise self.no_space() from error
 
     def no_space(self):
+        """The DataError for a full disk."""
         wanted = "more" if self.size is None else f"{self.size - self.have:,} more bytes"
         free = shutil.disk_usage(self.path.parent).free
-        return DataError(f"no space for {self.path}: {wanted} are wanted, {free:,} bytes are free on its disk; make room "
-                         f"and run the same command again, it goes on from the {self.have:,} bytes that are there")
+        return DataError(f"no space for {self.path}: {wanted} are needed, {free:,} bytes are free on its disk; free some space "
+                         f"and run the same command again, it continues after the {self.have:,} bytes that are there")
 
     def publish(self, path):
+        """Gives the complete file its name."""
         os.fsync(self.handle.fileno())
         self.handle.close()  # Windows renames no open file
         os.replace(self.path, path)
@@ -153,7 +156,7 @@ class _Part:
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Follows a redirect only where it keeps the scheme, or leads from http to https."""
+    """Follows a redirect only if the scheme stays the same, or changes from http to https."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         if urlsplit(newurl).scheme not in (urlsplit(req.full_url).scheme, "https"):
@@ -163,7 +166,7 @@ class _Redirects(HTTPRedirectHandler):
 
 @contextmanager
 def _network():
-    """What goes wrong on the way to the server, or there, becomes _Failed."""
+    """Turns errors of the network and of the server into _Failed."""
     try:
         yield
     except HTTPError as error:
@@ -177,7 +180,7 @@ def _network():
 
 
 def _complete(url, path, part, attempts, timeout, show_progress, advice):
-    """Requests until the part is whole, or nothing more can be hoped for."""
+    """Sends requests until the part is complete. Raises a DataError when another attempt would not help."""
     tried = failed = 0
     most = part.have
     while part.size is None or part.have != part.size:
@@ -185,7 +188,7 @@ def _complete(url, path, part, attempts, timeout, show_progress, advice):
         try:
             _request(url, path, part, timeout, show_progress)
         except _Failed as error:
-            if part.have and not part.validator:  # not to be resumed
+            if part.have and not part.validator:  # these bytes cannot be continued
                 part.restart(None, None)
             failed = 1 if part.have > most else failed + 1
             most = max(most, part.have)
@@ -196,19 +199,19 @@ def _complete(url, path, part, attempts, timeout, show_progress, advice):
                 continue
             kept = f"{part.have:,} bytes are kept in {part.path}" if part.have else "nothing is kept"
             raise DataError(
-                f"could not fetch {url} (attempts: {tried}; the last error: {error}; {kept}). Run the same command again "
-                f"later{', it goes on from there' * bool(part.have)}; or fetch the address with a browser or curl and put "
-                f"the file to {path}{advice}"
+                f"could not download {url} (attempts: {tried}; the last error: {error}; {kept}). Run the same command "
+                f"again later{', it continues from there' * bool(part.have)}; or download the file with a browser or curl and "
+                f"save it as {path}{advice}"
             ) from error
 
 
 def _request(url, path, part, timeout, show_progress):
-    """One request for the bytes that are missing.
+    """Sends one request for the missing bytes.
 
     Raises:
-        _Failed: if the part is not whole after it.
+        _Failed: the part is still not complete.
     """
-    # identity: a server that packs gzip once more, or unpacks it, would send other bytes than the file's.
+    # identity: a server that compresses the file again, or decompresses it, would send other bytes.
     headers = {"User-Agent": "recbole_flr", "Accept-Encoding": "identity"}
     if part.have:
         headers.update({"Range": f"bytes={part.have}-", "If-Range": part.validator})
@@ -220,10 +223,11 @@ def _request(url, path, part, timeout, show_progress):
         if not part.have or not isinstance(answer, HTTPError) or answer.code != 416:
             raise
         if answer.headers.get("Content-Range") == f"bytes */{part.have}" and part.size is None:
-            part.size = part.have  # all of it was there
+            part.size = part.have  # the part was complete
             return
         part.restart(None, None)
-        raise _Failed("what is kept is no beginning of the server's file; the next attempt starts afresh") from failed
+        found = "the bytes that were kept are not the beginning of the server's file"
+        raise _Failed(f"{found}; the next attempt starts again") from failed
     with response:
         _accept(response, path, part)
         if part.size is not None and part.size - part.have > shutil.disk_usage(path.parent).free:
@@ -233,7 +237,7 @@ def _request(url, path, part, timeout, show_progress):
             while block := _read(response.read1, BLOCK):
                 part.write(block)
                 bar.update(len(block))
-    if part.size is None:  # a chunked answer, whose end http.client has seen
+    if part.size is None:  # a chunked answer: http.client has seen its end
         part.size = part.have
     if part.have > part.size:
         part.restart(None, None)
@@ -243,9 +247,9 @@ def _request(url, path, part, timeout, show_progress):
 
 
 def _accept(response, path, part):
-    """Makes the part ready for the body of an answer: as the next bytes of what is there, or as a new beginning."""
+    """Prepares the part for the body of an answer: its next bytes, or a new beginning."""
     etag, date = response.headers["ETag"], response.headers["Last-Modified"]
-    validator = etag if etag and not etag.startswith("W/") else date  # If-Range takes no weak ones (RFC 9110, 13.1.5)
+    validator = etag if etag and not etag.startswith("W/") else date  # If-Range does not allow weak ones (RFC 9110, 13.1.5)
     if response.status == 206 and part.have:
         place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         first, size = map(int, place.groups()) if place else (None, None)
@@ -253,19 +257,19 @@ def _accept(response, path, part):
             part.size = size
             return
         part.restart(None, None)
-        raise _Failed("the file on the server is another one now; the next attempt starts from its beginning")
+        raise _Failed("the file on the server has changed; the next attempt starts from its beginning")
     if response.status != 200:
         raise _Failed(f"the server answers {response.status} {response.reason}")
     size = response.length
     if size is None and not response.chunked:
-        raise _Failed("the server does not say how long the file is: its end could not be told from a cut", False)
-    # Looked at before anything is thrown away: a proxy's login page must not cost what has arrived.
+        raise _Failed("the server does not say how long the file is, so a cut would not be noticed", False)
+    # Look at the first bytes before anything is thrown away: a proxy's login page must not cost the bytes so far.
     start = _read(response.read, 2)
     if len(start) < (2 if size is None else min(size, 2)):
         raise _Failed("the connection ended before the first bytes")
     if path.suffix == ".gz" and start != GZIP:
         kind = response.headers.get("Content-Type", "something")
-        raise _Failed(f"the server sends {kind} that is no gzip file, as a login page or a notice would be", False)
+        raise _Failed(f"the server sends {kind}, which is not a gzip file; perhaps a login page or a notice", False)
     part.restart(validator, size)
     part.write(start)
 

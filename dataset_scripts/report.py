@@ -1,7 +1,13 @@
-"""The report of a conversion as a table. The same numbers are in `<name>.report.json`.
+"""The report of a conversion, printed as a table. The same numbers are in `<name>.report.json`.
 
-Every line of the log is in one of these: malformed, bad_ids (an id that reads as a missing value), bad_times (not positive,
-or in the future), without_title, low_rating, outside_window, repeated, below_k, kept; their sum is `lines`.
+Every line of the log is counted once, so these counts add up to `lines`:
+
+- malformed
+- bad_ids: an id that reads as a missing value
+- bad_times: a time that is not positive, or in the future
+- without_title: an item without a usable title
+- low_rating, outside_window, repeated, below_k: dropped by the rules 3 to 5 of `dataset_scripts.convert`
+- kept
 """
 
 from tabulate import tabulate
@@ -9,13 +15,13 @@ from tabulate import tabulate
 _DROPPED = {
     "malformed": "malformed", "bad_ids": "id that reads as a missing value",
     "bad_times": "time not positive or in the future", "without_title": "item without usable title",
-    "low_rating": "rating below the least", "outside_window": "outside the window", "repeated": "repeated (user, item)",
+    "low_rating": "rating below the minimum", "outside_window": "outside the window", "repeated": "repeated (user, item)",
     "below_k": "below the k-core",
 }  # fmt: skip
 
 
 def print_report(report):
-    """Prints the dict that `dataset_scripts.convert.convert` returns."""
+    """Prints a report; `report` is the dict that `dataset_scripts.convert.convert` returns."""
     rows = [("lines", report["lines"], "")]
     notes = {
         "malformed": "first in lines " + ", ".join(map(str, report["malformed_lines"])) if report["malformed"] else "",

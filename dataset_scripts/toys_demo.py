@@ -1,15 +1,25 @@
-"""A small made-up toy shop, so that everything can be tried without a download.
+"""Makes a small data set of an invented toy shop, so that everything can be tried without a download.
 
     python -m dataset_scripts.toys_demo
 
-Writes `dataset/toys_demo/`: RecBole files made by `dataset_scripts.convert` from raw files in Amazon's 2018 schema, which lie in
-`dataset/toys_demo/raw/` beside `facets.json`, the truth behind the choices. No review, brand or product in it is real.
+Writes into `dataset/toys_demo/`:
 
-The world: 10 themes x 8 categories are 80 product lines of 5 items; each item has a price band and an age besides, and its
-title names theme, category and age. Each user has two favourite themes, three categories, a price band and an age, and
-writes 6 to 14 reviews. The next item is the next of the last item's line (with probability `FOLLOW`), anything at all
-(`NOISE`), or else drawn by how well its facets fit the user. So the order of a history matters, and popularity
-says little.
+- RecBole files, made by `dataset_scripts.convert`;
+- `raw/reviews.json.gz` and `raw/meta.json.gz`, the raw files in Amazon's 2018 schema;
+- `raw/facets.json`: the facets of items and users, from which the choices were drawn.
+
+No review, brand or product is real.
+
+Items: 10 themes x 8 categories make 80 product lines of 5 items. Each item also has a price band and an age. Its title names the
+theme, the category and the age.
+
+Users: each has two favourite themes, three categories, a price band and an age, and writes 6 to 14 reviews. The next item is
+
+- with probability `FOLLOW` the one that follows the last item in its line,
+- with probability `NOISE` any item,
+- otherwise drawn by how well its facets fit the user.
+
+So the order of a history matters, and popularity says little.
 """
 
 import argparse
@@ -32,7 +42,7 @@ FIRST_DAY, N_DAYS = 1506816000, 390  # 2017-10-01 UTC, in seconds; the days on w
 
 THEMES = ("Starport", "Dragon Valley", "Coral Reef", "Gear Garage", "Fairy Orchard",
           "Jungle Trail", "Castle Kitchen", "Polar Station", "Dino Creek", "Circus Parade")  # fmt: skip
-# Category -> what its titles call it, and the five items of a line, in the order in which users buy them.
+# Category -> its name in titles, and the five items of a line, in the order in which users buy them.
 CATEGORIES = {
     "Building Sets": ("Building Set", ("Starter", "Rescue", "Workshop", "Headquarters", "Grand Expedition")),
     "Puzzles": ("Jigsaw Puzzle", ("First Morning", "Busy Market", "Secret Map", "Night Sky", "Panorama")),
@@ -53,7 +63,7 @@ TEMPLATES = (
     "{theme}: {thing} {noun} ({age} Years)",
     "{noun} {theme} {thing} - {pieces} Parts - Ages {age}",
 )
-# What real titles are like and programs trip over: characters outside ASCII, quotes, entities, blanks at the ends.
+# Titles with what programs stumble over in real ones: characters outside ASCII, quotes, entities, blanks at the ends.
 ODD_TEMPLATES = {
     7: '{theme} "Sir Ember" {thing} {noun}, Ages {age}',
     101: "{theme} {thing} {noun} 🚒 with Lights, Ages {age}",
@@ -66,19 +76,22 @@ UNUSABLE = ('<span id="productTitle">Lost Box</span>', "", " ".join(["Very"] * 2
 
 
 def facets(seed=2020):
-    """The truth behind the data.
+    """The facets of items and users, from which the reviews are drawn.
 
     Returns:
-        dict: `items`: asin -> dict of `title` (raw), `brand`, `category`, `theme`, `price`, `price_band`, `age`, `line` (number
-        of the product line) and `position` in it (from 0); `users`: reviewer id -> dict of `themes` (weights), `categories`
-        (weights), `price_band` and `age`.
+        dict with two entries:
+        - `items`: asin -> dict of `title` (raw), `brand`, `category`, `theme`, `price` (US dollars), `price_band`, `age`, `line`
+          (number of the product line) and `position` in the line (from 0);
+        - `users`: reviewer id -> dict of `themes` (weights), `categories` (weights), `price_band` and `age`.
     """
     rng = Random(seed)
     return {"items": _items(rng), "users": _users(rng)}
 
 
 def generate(folder, seed=2020):
-    """Writes `reviews.json.gz`, `meta.json.gz` and `facets.json` into `folder`, all or none; the same bytes for the same seed.
+    """Writes `reviews.json.gz`, `meta.json.gz` and `facets.json` into `folder`, all or none.
+
+    The same seed gives the same bytes.
 
     Returns:
         tuple[Path, Path]: the files of reviews and metadata.
@@ -90,7 +103,7 @@ def generate(folder, seed=2020):
 
 
 def prepare(data_path="dataset"):
-    """Makes the data set `<data_path>/toys_demo` unless all its files are there. It appears as a whole or not at all.
+    """Makes the data set `<data_path>/toys_demo`, unless all its files are there. They appear all together or not at all.
 
     Returns:
         Path: the folder of the data set.
@@ -128,10 +141,10 @@ def _items(rng):
                 }  # fmt: skip
             line += 1
     asins = list(items)
-    for number in (14, 96, 171, 246, 322, 388):  # a rival brand sells its neighbour in the line under the same title
+    for number in (14, 96, 171, 246, 322, 388):  # gets the title of the item before it, under another brand
         items[asins[number]]["title"] = items[asins[number - 1]]["title"]
         items[asins[number]]["brand"] = BRANDS[(BRANDS.index(items[asins[number]]["brand"]) + 1) % len(BRANDS)]
-    for number in (20, 133, 260):  # the start of another title, less its age
+    for number in (20, 133, 260):  # gets the beginning of another title, without the age
         items[asins[number]]["title"] = items[asins[number + 1]]["title"].rsplit(" ", 2)[0].removesuffix(" for").rstrip(" ,-")
     return items
 
@@ -148,7 +161,7 @@ def _users(rng):
 
 
 def _history(rng, user, items):
-    """The asins that a user reviews, in order, without repeats."""
+    """The asins that a user reviews, in their order, without repeats."""
     asins = list(items)
     following = {(item["line"], item["position"]): asin for asin, item in items.items()}
     fit = [_fit(user, item) for item in items.values()]
@@ -168,7 +181,7 @@ def _history(rng, user, items):
 
 
 def _fit(user, item):
-    """How likely a user is to pick an item for its facets alone. The first items of a line are where one enters it."""
+    """How well the facets of an item fit a user; the first items of a line fit best, because users begin with them."""
     return (
         (user["themes"].get(item["theme"], 0) + 0.01)
         * (user["categories"].get(item["category"], 0) + 0.03)
@@ -181,7 +194,7 @@ def _fit(user, item):
 def _write_raw(folder, seed):
     truth = facets(seed)
     items, users = truth["items"], truth["users"]
-    rng = Random(f"reviews {seed}")  # its own stream, so that facets() need not draw the reviews
+    rng = Random(f"reviews {seed}")  # a generator of its own, so that facets() need not draw the reviews
     reviews = []
     for reviewer, user in users.items():
         history = _history(rng, user, items)
@@ -199,7 +212,7 @@ def _write_raw(folder, seed):
     paths = []
     for name, rows in (("reviews.json.gz", reviews), ("meta.json.gz", meta)):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        # mtime: otherwise the header holds the time of day, and no two runs give the same bytes.
+        # mtime=0: otherwise the header holds the current time, and every run gives other bytes.
         (folder / name).write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
         paths.append(folder / name)
     (folder / "facets.json").write_text(json.dumps(truth, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", newline="\n")
@@ -222,7 +235,7 @@ def _rating(rng, user, item):
 
 
 def _pick(rng, values, weights=None):
-    """One of the values. Draws by `random()` only: the one method of Random whose stream Python promises to keep."""
+    """One of the values. Uses `random()` only: Python promises to keep the numbers of this method alone."""
     if weights is None:
         return values[int(rng.random() * len(values))]
     totals = list(accumulate(weights))
@@ -237,7 +250,7 @@ def _several(rng, values, count):
 
 def main(argv=None):
     """The command line. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m dataset_scripts.toys_demo", description="Makes the toys_demo data set.")
+    parser = argparse.ArgumentParser(prog="python -m dataset_scripts.toys_demo", description="Makes the data set toys_demo.")
     parser.add_argument("--out", default="dataset", help="RecBole's data_path (default: dataset)")
     try:
         print(prepare(parser.parse_args(argv).out))

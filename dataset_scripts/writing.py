@@ -1,4 +1,4 @@
-"""Atomic files from numpy arrays: ids that RecBole can read, and lines put together as bytes, millions at a time."""
+"""Writes atomic files from numpy arrays: ids that RecBole can read, and lines that are put together as bytes."""
 
 import hashlib
 import re
@@ -7,18 +7,19 @@ import numpy as np
 
 from recbole_flr.errors import DataError
 
-# RecBole splits lists at white space and reads with pandas, which takes quotes for quoting. Control characters end lines
-# for some readers; a lone surrogate cannot be written as UTF-8.
+# What an id may not hold. RecBole splits lists at white space, and reads files with pandas, which interprets quotes. Some readers
+# end a line at a control character. A lone surrogate cannot be written as UTF-8.
 _UNFIT = re.compile(r'[\s"\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 _ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
-_CHUNK = 4 << 20  # bytes of padded lines at a time
-_LARGEST = 2 << 30  # bytes of an array of texts
+_CHUNK = 4 << 20  # bytes of padded lines that are put together at a time
+_LARGEST = 2 << 30  # the most bytes of an array of texts
 
 
 def fit_id(raw):
-    """An id as RecBole can read it; `urllib.parse.unquote` gives the raw one back.
+    """An id in a form that RecBole can read. `urllib.parse.unquote` gives the raw id back.
 
-    Characters that do not fit are percent-encoded, as UTF-8; `%` too, in ids where it would be taken for such a code.
+    Characters that an id may not hold are percent-encoded, as UTF-8. In such ids, and in ids that look percent-encoded,
+    `%` is encoded, too.
     """
     if not (_UNFIT.search(raw) or _ENCODED.search(raw)):
         return raw
@@ -26,7 +27,11 @@ def fit_id(raw):
 
 
 def as_bytes(texts):
-    """Texts -> array of fixed width, UTF-8; the texts hold no NUL."""
+    """Texts (without NUL) -> [texts] bytes of fixed width, UTF-8.
+
+    Raises:
+        DataError: one text is so long that the array would not fit into memory.
+    """
     encoded = [text.encode("utf-8") for text in texts] or [b""]
     longest = max(encoded, key=len)
     if len(longest) * len(encoded) > _LARGEST:
@@ -36,38 +41,40 @@ def as_bytes(texts):
 
 
 def seconds(microseconds):
-    """Times ([R] int64, not negative) -> [R] bytes: whole seconds as integers, others as shortest decimals."""
+    """Times in microseconds ([R] int64, not negative) -> [R] bytes: seconds, with as many decimals as needed.
+
+    The bytes may hold NULs as padding inside; `write_rows` drops them.
+    """
     whole, fraction = np.divmod(microseconds, 10**6)
     whole = whole.astype(np.bytes_)
     if not fraction.any():
         return whole
     digits = (fraction[:, None] // 10 ** np.arange(5, -1, -1)) % 10
-    shown = np.cumsum(digits[:, ::-1], axis=1)[:, ::-1] > 0  # up to the last digit that is not 0
+    shown = np.cumsum(digits[:, ::-1], axis=1)[:, ::-1] > 0  # from the first digit to the last one that is not 0
     decimals = np.zeros((len(whole), 7), np.uint8)
     decimals[:, 0] = np.where(fraction > 0, ord("."), 0)
     decimals[:, 1:] = np.where(shown, digits + ord("0"), 0)
-    # A NUL inside is padding, too; `write_rows` drops it.
     width = whole.dtype.itemsize
     return np.concatenate([whole.view(np.uint8).reshape(-1, width), decimals], axis=1).reshape(-1).view(f"S{width + 7}")
 
 
 def numbers(values):
-    """Numbers ([R] float64) -> [R] bytes, as Python writes them."""
-    distinct, inverse = np.unique(values.view(np.int64), return_inverse=True)  # 0.0 and -0.0 are two
+    """Numbers ([R] float64) -> [R] bytes, as Python's `repr` writes them."""
+    distinct, inverse = np.unique(values.view(np.int64), return_inverse=True)  # as int64, to tell 0.0 from -0.0
     return as_bytes(map(repr, distinct.view(np.float64).tolist()))[inverse.reshape(-1)]
 
 
 def write_rows(path, header, fields, n_rows):
-    """Writes a table: a header, then one line a row, fields separated by tabs.
+    """Writes a table: a header, then one line for each row, with tabs between the fields.
 
     Args:
         path: the new file.
-        header (str): first line.
-        fields (list of callable): slice of rows -> [rows] bytes; NULs in them are padding.
+        header (str): the first line.
+        fields (list of callable): one for each column: slice of rows -> [rows] bytes. NULs in them are padding.
         n_rows: number of rows.
 
     Returns:
-        str: sha256 of the file.
+        str: SHA-256 of the file.
     """
     with _Hashed(path) as out:
         out.write(header.encode("utf-8") + b"\n")
@@ -86,7 +93,11 @@ def write_rows(path, header, fields, n_rows):
 
 
 def write_lines(path, lines):
-    """Writes text lines (without their ends); returns the sha256 of the file."""
+    """Writes lines of text. Returns the SHA-256 of the file.
+
+    Raises:
+        ValueError: a line holds a line end.
+    """
     with _Hashed(path) as out:
         for line in lines:
             if "\n" in line or "\r" in line:
@@ -96,7 +107,7 @@ def write_lines(path, lines):
 
 
 class _Hashed:
-    """A file that is hashed while it is written."""
+    """A new file; after the block, `sha256` is its SHA-256."""
 
     def __init__(self, path):
         self._file, self._digest = open(path, "wb"), hashlib.sha256()

@@ -26,3 +26,8 @@ class CheckpointError(FLRError):
 def nearest(name, known):
     """Find the known name that is most like a mistyped one; upper and lower case count as equal."""
     return max(sorted(known), key=lambda other: SequenceMatcher(None, str(name).lower(), other.lower()).ratio())
+
+
+def first_line(error):
+    """The first line of an error's message, for a message of ours that has to stay on one line."""
+    return str(error).strip().split("\n")[0]

@@ -1,4 +1,4 @@
-"""Small logs on disk, and what a conversion must be like whatever it read, for the tests of the dataset scripts."""
+"""For the tests of the dataset scripts: small logs on disk, tables read from them, and checks that every output must pass."""
 
 import gzip
 import hashlib
@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 
 import zstandard
+
+from dataset_scripts.database import Database
+from dataset_scripts.reading import load
+from dataset_scripts.sources import recognise
 
 ROOT = Path(__file__).resolve().parents[1]
 DAY = 86400
@@ -15,10 +19,11 @@ KINDS = (*PARTS, "inter", "item")
 FILES = (*KINDS, "yaml", "report.json")
 DROPPED = "malformed bad_ids bad_times without_title low_rating outside_window repeated below_k".split()
 COLUMNS = {"user": "customer", "item": "sku", "time": "bought", "title": "product"}  # of the logs that are not Amazon's
+COLUMNS_OPTION = ",".join(f"{role}={column}" for role, column in COLUMNS.items())  # the same for the command line
 
 
 def pack(data, name):
-    """Bytes as a file of that name holds them: gzip for .gz, zstd for .zst."""
+    """Compresses bytes as the name says: gzip for .gz, zstd for .zst, else not at all."""
     if name.endswith(".gz"):
         return gzip.compress(data, 1)
     return zstandard.compress(data, 1) if name.endswith(".zst") else data
@@ -38,16 +43,21 @@ def json_lines(rows):
 
 
 def write(path, rows):
-    """Rows (dicts) as JSON lines, or bytes as they are; compressed as the name says. Returns the path."""
+    """Writes rows (dicts) as JSON lines, or bytes as they are, compressed as the name says. Returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pack(rows if isinstance(rows, bytes) else json_lines(rows), path.name))
     return path
 
 
+def review(user, item, time, rating=5.0):
+    """A review in Amazon's schema of 2018; `time` in seconds."""
+    return {"reviewerID": user, "asin": item, "overall": rating, "unixReviewTime": time}
+
+
 def reviews_of(n_users=6, n_items=6):
-    """Every user reviews every item, one a day."""
+    """Reviews of every item by every user, one item a day."""
     return [
-        {"reviewerID": f"R{user}", "asin": f"B{item}", "overall": 5.0, "unixReviewTime": START + DAY * item}
+        review(f"R{user}", f"B{item}", START + DAY * item)
         for user in range(n_users)
         for item in range(n_items)
     ]
@@ -58,7 +68,7 @@ def meta_of(n_items=6):
 
 
 def simple(folder, n_users=6, n_items=6, suffix=""):
-    """Files of Amazon's of which nothing is dropped for k <= 6; 30 samples come out. Returns their paths."""
+    """Writes files in Amazon's schema; with k <= 6 nothing is dropped, and there are 30 samples. Returns their paths."""
     files = (
         write(folder / f"reviews.json{suffix}", reviews_of(n_users, n_items)),
         write(folder / f"meta.json{suffix}", meta_of(n_items)),
@@ -67,7 +77,7 @@ def simple(folder, n_users=6, n_items=6, suffix=""):
 
 
 def shop(n_users=6, n_items=6):
-    """The same as rows of a log that is not Amazon's: customer, sku, bought, product."""
+    """The same reviews as rows of a log that is not Amazon's, with the columns customer, sku, bought and product."""
     return [
         {"customer": f"R{user}", "sku": f"B{item}", "bought": START + DAY * item, "product": f"Toy {item}"}
         for user in range(n_users)
@@ -76,12 +86,12 @@ def shop(n_users=6, n_items=6):
 
 
 def tree(folder):
-    """path -> content of everything below a folder; None for folders."""
+    """dict: path -> content of everything below a folder; None for folders."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def output(folder, name="s"):
-    """kind -> lines of a converted set."""
+    """dict: kind -> lines of the files of a data set."""
     return {kind: lines(folder / name / f"{name}.{kind}") for kind in KINDS}
 
 
@@ -90,7 +100,7 @@ def sha256(path):
 
 
 def check_set(report, out, name="s"):
-    """What holds of every set that is written: all files and nothing else, and counts that agree with them."""
+    """Checks what must be true of every output: all files are there and nothing else, and the report's counts fit them."""
     folder = out / name
     assert sorted(path.name for path in folder.iterdir()) == sorted(f"{name}.{kind}" for kind in FILES)
     assert [path.name for path in out.iterdir()] == [name]
@@ -101,13 +111,14 @@ def check_set(report, out, name="s"):
     heads = {kind: lines(folder / f"{name}.{kind}")[0].split("\t") for kind in KINDS}
     assert all(len(row) == len(heads[kind]) for kind, rows in found.items() for row in rows)
     items, users = [row[0] for row in found["item"]], {row[0] for row in found["inter"]}
-    assert len(set(items)) == len(items) == report["items"] and set(items) == {row[1] for row in found["inter"]}
+    known = set(items)
+    assert len(known) == len(items) == report["items"] and known == {row[1] for row in found["inter"]}
     assert (len(users), len(found["inter"])) == (report["users"], report["kept"])
     assert sum(report[part] for part in ("train", "valid", "test")) == report["kept"] - report["users"]
     for part in PARTS:
         assert len(found[part]) == report[part.removesuffix(".inter")]
         for user, history, target, _ in found[part]:
-            assert user in users and {*history.split(" "), target} <= set(items)
+            assert user in users and {*history.split(" "), target} <= known
     times = [float(row[-1]) for part in PARTS for row in found[part]]
     assert report["options"]["split"] != "ratio" or times == sorted(times)
     assert 0 <= len(report["malformed_lines"]) == min(report["malformed"], 5)
@@ -115,3 +126,57 @@ def check_set(report, out, name="s"):
     assert report["windows"][-1] == [report["start"], report["items"]]
     assert sum(report["k_core_rounds"]) == report["below_k"]
     assert report["density"] == report["kept"] / (report["users"] * report["items"])
+
+
+# ---- recognised files --------------------------------------------------------------------------------------------------
+
+_LOG = json_lines(reviews_of())
+_SKIPPED = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"  # a skippable frame of zstd, as pzstd writes it
+PACKED = {  # how `json_lines(reviews_of())` is compressed -> the bytes
+    "gzip": gzip.compress(_LOG), "members": gzip.compress(_LOG[:500]) + gzip.compress(b"") + gzip.compress(_LOG[500:]),
+    "zstd": zstandard.compress(_LOG),
+    "frames": zstandard.compress(_LOG[:500]) + zstandard.compress(b"") + zstandard.compress(_LOG[500:]),
+    "skipped": _SKIPPED + zstandard.compress(_LOG) + _SKIPPED,
+    "short first member": gzip.compress(_LOG[:3]) + gzip.compress(_LOG[3:]),
+    "short first frame": zstandard.compress(_LOG[:3]) + zstandard.compress(_LOG[3:]),
+    "checked": zstandard.ZstdCompressor(write_checksum=True, write_content_size=False).compress(_LOG), "none": _LOG,
+}  # fmt: skip
+
+
+def recognised(path, data, **options):
+    """Writes a file and returns its Source."""
+    path.write_bytes(data)
+    source = recognise(path, **options)
+    assert source.path == source.readable == path.absolute()
+    return source
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------------
+
+
+def every_column(rows):
+    """SQL of a table with the raw rows as they are; see `dataset_scripts.reading.load`."""
+    nothing = "user IS NULL AND item IS NULL AND time IS NULL"
+    return f"SELECT CASE WHEN doubtful OR ({nothing}) THEN 1 ELSE 0 END AS state, * FROM {rows}"
+
+
+def loaded(path, columns, data=None, suffix="", **options):
+    """Reads a file into a DuckDB table.
+
+    Args:
+        path: the file. `data`, if given, is written into it first, compressed as for a name that ends in `suffix`.
+        columns (dict): role -> column.
+        options: of `recognise`.
+
+    Returns:
+        tuple: the rows, a list of dicts role -> text; and the Lines.
+    """
+    if data is not None:
+        path.write_bytes(pack(data, suffix))
+    source = recognise(path, **options)
+    with Database(path.parent / "spill") as database:
+        lines = load(database, "t", source, columns, every_column)
+        n_rejects = 2 if source.format in ("csv", "tsv") else 0  # DuckDB's tables of rejected CSV lines
+        assert database.rows("SELECT count(*) FROM duckdb_tables()") == [(1 + n_rejects,)]
+        rows = database.rows(f"SELECT {', '.join(columns)} FROM t ORDER BY rowid")
+    return [dict(zip(columns, row)) for row in rows], lines

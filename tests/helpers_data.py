@@ -1,4 +1,4 @@
-"""Small data sets on disk, configurations for them, and backbones that cost nothing, for the tests of the data."""
+"""For the tests of the data: small data sets on disk, configurations for them, and a tiny backbone."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ HISTORY_HEADER = INTER_HEADER + "\titem_id_list:token_seq"
 
 
 def write(folder, name, lines):
-    """Lines -> a file, byte for byte. Returns its path."""
+    """Writes lines into a file, without changing a byte. Returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     path.write_bytes("".join(line + "\n" for line in lines).encode("utf-8"))
@@ -27,10 +27,10 @@ def write(folder, name, lines):
 
 
 def write_set(root, interactions, items=None, item_header="item_id:token\ttitle:token", name="mini"):
-    """A data set `root/mini` that RecBole splits itself.
+    """Writes a data set `root/mini` that RecBole splits itself.
 
     Args:
-        interactions: dict user -> item ids in temporal order; the k-th is at time k.
+        interactions (dict): user -> item ids in the order of time; item k is at time k.
         items: lines of the `.item` file without the header; None: no such file.
     """
     rows = [f"{user}\t{item}\t{time}" for user, sequence in interactions.items() for time, item in enumerate(sequence)]
@@ -40,7 +40,7 @@ def write_set(root, interactions, items=None, item_header="item_id:token\ttitle:
 
 
 def write_split(root, parts, items=None, header=HISTORY_HEADER, name="mini"):
-    """A data set `root/mini` of split files. parts: dict train/valid/test -> list of (user, history, target, time)."""
+    """Writes a data set `root/mini` of split files. `parts`: train, valid, test -> list of (user, history, target, time)."""
     for part in ("train", "valid", "test"):
         rows = [f"{user}\t{target}\t{time}\t{' '.join(history)}" for user, history, target, time in parts[part]]
         write(root / name, f"{name}.{part}.inter", [header, *rows])
@@ -67,7 +67,7 @@ def make_collator(titles, head=(1,), tail=(), pad=0):
 
 
 def training_set(sequences, max_history):
-    """What `user_sequences` reads of a RecBole training set: every prefix of each user's sequence is a row."""
+    """The parts of a RecBole training set that `user_sequences` reads: every prefix of each user's sequence is a row."""
     rows = [
         (user, sequence[max(0, end - max_history):end], sequence[end])
         for user, sequence in enumerate(sequences, start=1) for end in range(1, len(sequence))
@@ -76,7 +76,7 @@ def training_set(sequences, max_history):
 
 
 def dataset_of(rows, max_history):
-    """rows: (user, history, target) as internal ids."""
+    """The same from `rows`: (user, history, target) as internal ids."""
     history = np.zeros((len(rows), max_history), dtype=np.int64)
     for index, (_, past, _) in enumerate(rows):
         history[index, :len(past)] = past
@@ -91,7 +91,7 @@ def dataset_of(rows, max_history):
 
 
 def tiny_backbone(tokenizer):
-    """A real Backbone around the smallest language model there is."""
+    """A real Backbone around a very small language model."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from recbole_flr.model.backbone import Backbone
@@ -104,6 +104,6 @@ def tiny_backbone(tokenizer):
 
 
 def chunks_of(backbone, texts, template, max_tokens=1000):
-    """Template.chunks for plain texts (index 0 is padding), as the catalogue would tokenise them."""
+    """Template.chunks for plain texts (index 0 is padding), tokenised as the catalogue does."""
     rows = [row[:max_tokens] + [backbone.end_id] for row in backbone.encode(texts[1:])]
     return Template.chunks(template, backbone, RaggedRows.of([[], *rows]))

@@ -1,9 +1,9 @@
-r"""RecBole's atomic files as plain text: reading columns verbatim, escaping titles, writing all files or none.
+r"""RecBole's atomic files as plain text: reads columns as they are, escapes titles, writes all files of a folder or none.
 
 An atomic file is a table: fields separated by tabs, no quoting, a header of `name:type` fields
 (https://recbole.io/docs/user_guide/data/atomic_files.html). RecBole reads it with pandas, which treats a leading quote as
-quoting and words such as `NA` as missing; the functions here return the text as it stands in the file. A title may
-hold anything, so tab, newline, carriage return and backslash are written as `\t`, `\n`, `\r` and `\\`.
+quoting and words such as `NA` as missing. The functions here return the text as it stands in the file. A title may hold any
+character, so tab, newline, carriage return and backslash are written as `\t`, `\n`, `\r` and `\\`.
 """
 
 import os
@@ -25,38 +25,37 @@ def escape(text):
 
 
 def unescape(field):
-    """The exact inverse of `escape`. Any other backslash sequence is left alone, as files of others do not escape."""
+    """The inverse of `escape`. Other backslash sequences stay as they are, because other programs do not escape."""
     return re.sub(r"\\[\\tnr]", lambda match: _FROM_ESCAPED[match[0]], field)
 
 
 def header(path, separator="\t", encoding="utf-8"):
-    """The fields of an atomic file, in their order.
+    """Reads the names and types of the fields of an atomic file.
 
     Returns:
-        dict[str, str]: name -> type (`token`, `token_seq`, `float`, `float_seq`).
+        dict[str, str]: name -> type (`token`, `token_seq`, `float`, `float_seq`), in the order of the file.
 
     Raises:
-        DataError: no such file, wrong encoding, or a header that is not made of distinct `name:type` fields.
+        DataError: the file is missing or has another encoding, or its header is not a list of distinct `name:type` fields.
     """
     with _lines(path, encoding) as lines:
         return _parse_header(path, next(lines, ""), separator)
 
 
 def read_columns(path, fields, separator="\t", encoding="utf-8"):
-    """Columns of an atomic file, verbatim: no quoting, no missing values, nothing stripped or converted.
+    """Reads columns of an atomic file as text: no quoting, no missing values, nothing stripped or converted.
 
-    Lines end at LF alone (one CR before it is dropped); empty lines are skipped, as pandas does, so that row i here is
-    row i in RecBole.
+    Only LF ends a line; one CR before it is dropped. Empty lines are skipped, as pandas does, so row i here is row i in RecBole.
 
     Args:
         path: the atomic file.
         fields (iterable of str): names of the columns, without their types.
 
     Returns:
-        dict[str, list[str]]: the values of each field, one a row, in the order of `fields`.
+        dict[str, list[str]]: field -> its value in each row; the fields are in the order of `fields`.
 
     Raises:
-        DataError: as `header`, and for a column that is not there or a row with a wrong number of columns.
+        DataError: as `header`; or a column is missing, or a row has a wrong number of columns.
     """
     fields = list(fields)
     with _lines(path, encoding) as lines:
@@ -79,41 +78,22 @@ def read_columns(path, fields, separator="\t", encoding="utf-8"):
     return dict(zip(fields, columns))
 
 
-def publish(folder, files):
-    """Writes text files so that all of them appear in `folder`, or none; see `staged`.
-
-    Args:
-        folder: where the files go; made if it is not there. Its other files stay.
-        files (dict[str, iterable of str]): file name -> lines, without their line ends. UTF-8, LF.
-
-    Raises:
-        ValueError: a line that holds a line end (an unescaped text).
-    """
-    with staged(folder) as temporary:
-        for name, lines in files.items():
-            with open(temporary / name, "w", encoding="utf-8", newline="\n") as handle:
-                for line in lines:
-                    if "\n" in line or "\r" in line:
-                        raise ValueError(f"{name}: a line end inside the line {line!r}")
-                    handle.write(line + "\n")
-
-
 @contextmanager
 def staged(folder):
-    """Gives an empty folder beside `folder` to write into, and moves its content into place when the block ends well.
+    """Yields an empty folder next to `folder`, and moves its content into `folder` if the block succeeds.
 
-    The content is synced to disk first. A new `folder` appears by one rename. In an existing one every file is replaced
-    in turn, and the old ones are put back if that fails (only a kill between two of these renames can leave a mixture).
-    If the block raises, nothing is left behind.
+    The content is synced to disk first. A new `folder` appears by one rename. In an existing one the files are replaced one by
+    one, and the old ones are put back if that fails; only a kill between two of these steps can leave a mixture. Other files of
+    an existing folder stay. If the block raises, nothing is left behind.
 
     Raises:
         DataError: `folder` is a file.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file; a folder is to be written there: move it away or choose another place")
+        raise DataError(f"{folder} is a file, but a folder has to be written there; move the file away or choose another place")
     made = [parent for parent in folder.absolute().parents if not parent.exists()]
-    # A sibling, so that the rename stays within one file system; not tempfile.mkdtemp, whose folders only we could read.
+    # Next to `folder`, so that the rename stays within one file system. Not tempfile.mkdtemp: its folders are private.
     temporary = folder.parent / f".{folder.name}.{secrets.token_hex(6)}.tmp"
     done = False
     try:
@@ -124,7 +104,7 @@ def staged(folder):
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if not done:
-            for parent in made:  # innermost first; one that somebody else has filled meanwhile stays
+            for parent in made:  # innermost first; stop at one that another process has filled meanwhile
                 try:
                     parent.rmdir()
                 except OSError:
@@ -141,7 +121,7 @@ def _install(temporary, folder):
             _sync(folder.parent)
             return
         except OSError:
-            if not folder.is_dir():  # if it is one now, another process was faster: fill that one
+            if not folder.is_dir():  # if it is a folder now, another process made it: fill that one
                 raise
     backups = temporary.with_name(temporary.name + ".old")
     backups.mkdir()
@@ -183,9 +163,9 @@ def _sync(path):
 
 @contextmanager
 def _lines(path, encoding):
-    """An iterator over the lines of a text file, without their ends; what the file has wrong becomes a DataError."""
+    """Yields an iterator over the lines of a text file, without their ends. Turns read errors into a DataError."""
     try:
-        # newline="\n": by default Python ends lines at a lone CR too, which a title of somebody else's file may hold.
+        # newline="\n": by default Python also ends lines at a lone CR, which a title in a file of another program may hold.
         with open(path, encoding=encoding, newline="\n") as handle:
             yield (line.removesuffix("\n").removesuffix("\r") for line in handle)
     except OSError as error:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicLayer
 
-from recbole_flr.errors import ConfigError
+from recbole_flr.errors import ConfigError, first_line
 
 THOUGHT = "<|Thought|>"
 END_OF_TITLE = "<|endoftitle|>"
@@ -275,11 +275,6 @@ def precision_of(config, pretrained):
         return getattr(torch, config["torch_dtype"])
     on_gpu = torch.device(config["device"]).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if on_gpu and pretrained and config["trainable"] != "full" else torch.float32
-
-
-def first_line(error):
-    """The first line of an error's text."""
-    return str(error).strip().splitlines()[0]
 
 
 def load_tokenizer(name):

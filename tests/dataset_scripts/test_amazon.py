@@ -1,4 +1,4 @@
-"""Which release a file is of; what is made of it is in test_convert."""
+"""Recognising the release of a file. test_convert tests the conversion."""
 
 from pathlib import Path
 
@@ -28,23 +28,24 @@ def test_a_release_is_known_by_its_columns(release):
 def test_reviews_need_all_their_columns():
     for missing in ("user", "item", "time", "rating"):
         fields = [column for role, column in REVIEWS["amazon-2018"].items() if role != missing]
-        with pytest.raises(DataError, match="expected reviewerID, asin, unixReviewTime, overall .amazon-2018. or user_id, parent_asin, .*"
-                           f"found {', '.join(fields)}; of another log say --columns"):  # fmt: skip
+        message = ("Expected reviewerID, asin, unixReviewTime, overall .amazon-2018. or user_id, parent_asin, .*"
+                   f"found {', '.join(fields)}. For any other log, name its columns: --columns")  # fmt: skip
+        with pytest.raises(DataError, match=message):
             columns_of(source(*fields), REVIEWS)
 
 
 def test_metadata_need_item_and_title():
-    """Of JSON lines the others may come in later lines; of tables they are there or not."""
+    """In JSON lines the other keys may come in later lines. A table has them or not."""
     assert columns_of(source("asin", "title"), METADATA) == ("amazon-2018", METADATA["amazon-2018"])
     assert columns_of(source("asin", "title", "price", format="csv"), METADATA) == (
         "amazon-2018", {"item": "asin", "title": "title", "price": "price"},
     )  # fmt: skip
-    with pytest.raises(DataError, match="expected asin, title .amazon-2018. or parent_asin, title .amazon-2023., found asin"):
+    with pytest.raises(DataError, match="Expected asin, title .amazon-2018. or parent_asin, title .amazon-2023.; found asin"):
         columns_of(source("asin"), METADATA)
 
 
 def test_another_release_than_was_said():
-    with pytest.raises(DataError, match="reviews.json: .* expected user_id, parent_asin, timestamp, rating .amazon-2023., found"):
+    with pytest.raises(DataError, match="reviews.json: .* Expected user_id, parent_asin, timestamp, rating .amazon-2023.; found"):
         columns_of(source(*REVIEWS["amazon-2018"].values()), REVIEWS, "amazon-2023")
     with pytest.raises(DataError, match="no JSON object in the first lines"):
         columns_of(source(), REVIEWS)

@@ -1,4 +1,4 @@
-"""Random logs: the converter against the obvious one, and against damage of every kind."""
+"""Random logs: both converters must give the same output; and random damage, which must give an error or a right output."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers_convert import COLUMNS, DAY, START, check_set, json_lines, meta_of, output, pack, reviews_of, shop, tree, write
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.dataset import FIGURES
@@ -81,12 +81,12 @@ LINES = [b"", b"  ", b"{", b"[1]", b"7", b'"s"', b"null", b"\xfd\xfe\x00", b"\t"
 
 
 def log(rng, odd):
-    """Rows of a log: role -> value; and of the items."""
+    """Random rows (role -> value): of reviews, and of items. `odd`: the share of odd values."""
     users = [f"U{number}" for number in range(12)] + rng.sample(IDS, 6)
     items = [f"B{number}" for number in range(10)] + rng.sample(IDS, 5)
     unit = rng.choice([1, 1, 1, 1000, 10**6, 10**9])
     rows = []
-    for _ in range(rng.randint(100, 250)):
+    for _ in range(rng.randint(150, 350)):
         stamp = START + DAY * rng.randint(-200, 390) + rng.choice([0, 0, 0, 1])
         row = {
             "user": rng.choice(users),
@@ -102,7 +102,7 @@ def log(rng, odd):
         rows.append(row)
     titles = []
     for item in items:
-        for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
+        for _ in range(rng.choice([0, 1, 1, 1, 1, 2, 2, 3])):
             row = {"item": item, "title": rng.choice(["Toy a", "Toy b", f"Toy {item}", rng.choice(TITLES)])}
             row.update(
                 (role, rng.choice(pool))
@@ -141,13 +141,13 @@ def as_csv(rng, rows, columns, odd, separator):
     writer = csv.writer(
         text, delimiter=separator, lineterminator=end, quoting=rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
     )
-    writer.writerow(["", *columns.values()])  # pandas' index has no name
+    writer.writerow(["", *columns.values()])  # as pandas writes its index: a column without name
     for number, row in enumerate(rows):
         fields = [str(number)]
         for role in columns:
             value = row.get(role, "")
             value = json.dumps(value) if isinstance(value, (list, dict)) else "" if value is None else str(value)
-            fields.append(value.encode("utf-8", "replace").decode())  # half of a pair cannot be in a file
+            fields.append(value.encode("utf-8", "replace").decode())  # a file cannot hold a lone surrogate
         if rng.random() < odd:
             fields = rng.choice([fields[:-1], [*fields, "x"], [*fields, ""], ["x"], [*fields[:-1], 'a "b" c']])
         if rng.random() < odd:
@@ -155,7 +155,7 @@ def as_csv(rng, rows, columns, odd, separator):
         writer.writerow(fields)
     data = text.getvalue().encode()
     if odd and rng.random() < 0.5:
-        data = data.replace(b"B1", b"\xff\xfe", 3)  # an item, as DuckDB looks at the columns alone that are used
+        data = data.replace(b"B1", b"\xff\xfe", 3)  # in an item: DuckDB only looks at columns that are used
     return (b"\xef\xbb\xbf" if rng.random() < 0.1 else b"") + (
         data if rng.random() < 0.8 else data.removesuffix(end.encode())
     )
@@ -171,11 +171,11 @@ OWN = {**COLUMNS, "rating": "stars", "brand": "maker", "category": "aisle", "pri
 
 
 def drawn_options(rng, bounded, rated):
-    """Options of a conversion of `log`."""
+    """Random options for a conversion of `log`."""
     options = {"k": rng.choice([1, 2, 3]), "max_history": rng.choice([1, 2, 3, 10]), "drop_repeats": rng.random() < 0.4}
     options.update(split=rng.choice(["ratio", "ratio", "leave-one-out"]), drop_markup_titles=rng.random() < 0.2)
     options.update(
-        max_title_words=rng.choice([20, 0, 1, 3]),
+        max_title_words=rng.choice([20, 20, 0, 3, 2]),
         min_title_chars=rng.choice([2, 1, 4]),
         time_unit=rng.choice(["auto"] * 4 + ["s", "ms"]),
     )
@@ -185,12 +185,12 @@ def drawn_options(rng, bounded, rated):
     if bounded or rng.random() < 0.5:
         options["start"] = rng.choice(["2017-10-01", "2017-12-31", "2018-01-31T12:00:00", "2017-11-30T23:00:00-01:00"])
         options["end"] = rng.choice(["2018-11-01", "2018-09-30", None])
-        options.update(min_items=rng.choice([0, 0, 6, 9]), step_months=rng.choice([1, 3, 7]))
+        options.update(min_items=rng.choice([0, 0, 5, 8]), step_months=rng.choice([1, 3, 7]))
     return options
 
 
 def drawn_world(rng, folder):
-    """Files and options of both converters, drawn with everything that may differ between logs."""
+    """Writes random files. Returns the path of the reviews, and random options for both converters."""
     odd = rng.choice([0, 0, 0.05])
     rows, titles = log(rng, odd)
     kind, suffix = rng.choice(["2018", "2018", "2023", "jsonl", "csv", "tsv"]), rng.choice(["", "", ".gz", ".zst"])
@@ -226,7 +226,7 @@ def drawn_world(rng, folder):
 
 
 def both(reviews, out, **options):
-    """What the two converters make of it: each a report, or None, and the files."""
+    """Runs both converters. For each: the report and the files, or None and the error."""
     found = []
     for convert_one, folder in ((convert, out / "ours"), (obvious, out / "obvious")):
         shutil.rmtree(folder, ignore_errors=True)
@@ -242,6 +242,7 @@ def both(reviews, out, **options):
 
 
 def differences(reviews, out, **options):
+    """Runs both converters and returns a list of the differences."""
     (report, files), (expected_report, expected_files) = both(reviews, out, **options)
     if report is None or expected_report is None:
         return [] if report is expected_report is None else [(files, expected_files)]
@@ -255,16 +256,16 @@ def differences(reviews, out, **options):
 @pytest.mark.parametrize("block", range(8))
 def test_equals_the_obvious_converter(tmp_path, block):
     written = 0
-    for seed in range(block * 25, block * 25 + 25):
+    for seed in range(block * 13, block * 13 + 13):
         reviews, options = drawn_world(random.Random(seed), tmp_path)
         assert differences(reviews, tmp_path, **options) == [], f"seed {seed}"
         written += (tmp_path / "ours").exists()
-    assert written >= 10  # the others leave nothing
+    assert written >= 7  # in the other worlds too little remains for an output
 
 
 # ---- damage ------------------------------------------------------------------------------------------------------------
 
-# What a file must hold after each change: place (as a share of its length), length, bytes.
+# A change of a file: its kind, its place (as a share of the length), and a length or bytes.
 PLACE, LENGTH = st.floats(0, 1, exclude_max=True), st.one_of(st.integers(1, 5), st.integers(1, 400))
 TELLING = [b'"', b",", b"\n", b"\r", b"{", b"}", b"[", b"]", b":", b"\\", b"\0", b"\t", b" ", b"\xff", b"\xc3",
            b"\xef\xbb\xbf", b"null", b"NaN", b'""', b"0", b"-", b".",
@@ -301,19 +302,22 @@ def changed(data, change):
 
 
 def without_twice(pairs):
-    """An object of JSON; in those that have a key twice DuckDB takes the first, Python the last."""
+    """A JSON object. If a key stands there twice, DuckDB takes the first value and Python the last."""
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
 
 
 def comparable(data, kind):
-    """Whether it holds none of the things that DuckDB takes and Python does not, or the other way round: 1_000 and dates of
-    other forms than ISO's, white space other than blanks beside a number; in JSON trailing commas, nan, keys given twice;
-    in CSV blanks beside quotes, a lone quoted nothing, and columns with another name."""
+    """Whether DuckDB and Python read the file alike, because it has none of the things that only one of them accepts:
+
+    - numbers such as 1_000, dates other than ISO dates, white space other than blanks beside a number;
+    - in JSON: trailing commas, nan, keys that stand there twice;
+    - in CSV: blanks beside quotes, a line of a quoted nothing, a changed header.
+    """
     if re.search(rb"\d[-_/]\d|[\x0b\x0c\x1c-\x1f]|\xc2[\x85\xa0]|\xe1\x9a|\xe2[\x80\x81]|\xe3\x80", data):
         return False
     if kind == "csv":
-        if data.decode(errors="ignore").encode() != data:  # DuckDB looks at the columns alone that are used
+        if data.decode(errors="ignore").encode() != data:  # DuckDB only looks at columns that are used
             return False
         head, *lines = data.split(b"\n")
         odd = re.compile(rb'[ \t]"|"[ \t]|^[ \t"]*\r*$')
@@ -330,7 +334,7 @@ def comparable(data, kind):
 
 
 def stands(data, kind, packed, changes, folder, **options):
-    """Converts a damaged file: an error and nothing written, or a set that is what it must be."""
+    """Converts a damaged file, and checks that there is an error and no output, or the right output."""
     if packed != "behind":
         for change in changes:
             data = changed(data, change)
@@ -366,7 +370,7 @@ SHOP = b"customer,sku,bought,product\n" + b"".join(b'%s,%s,%d,"%s"\n' % (*(row[k
 PACKED = st.sampled_from(["", "", "", "before", "behind"])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(CHANGES, min_size=1, max_size=4), PACKED)
 def test_damaged_json_lines(changes, packed):
     with tempfile.TemporaryDirectory() as folder:
@@ -374,10 +378,10 @@ def test_damaged_json_lines(changes, packed):
         stands(json_lines(reviews_of(4, 5)), "jsonl", packed, changes, Path(folder), meta=meta, min_items=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(CHANGES, min_size=1, max_size=3))
 def test_damaged_metadata(changes):
-    """An item that loses its title takes its reviews with it; all others stay."""
+    """If an item loses its title, its reviews are dropped, and all others stay."""
     data = json_lines(meta_of(5))
     for change in changes:
         data = changed(data, change)
@@ -399,14 +403,16 @@ def test_damaged_metadata(changes):
             assert output(folder / "out") == output(folder / "obvious")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(st.lists(CHANGES, min_size=1, max_size=4), PACKED)
+@example([("delete", 0.74609375, 3), ("delete", 0.99609375, 2)], "")  # a stray quote, and an end inside quotes
+@example([("line", 0.0, 0.0), ("cut", 0.90625, None), ("delete", 0.6875, 4)], "")
 def test_damaged_csv(changes, packed):
     with tempfile.TemporaryDirectory() as folder:
         stands(SHOP, "csv", packed, changes, Path(folder), columns=COLUMNS)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(CHANGES, min_size=1, max_size=2), st.sampled_from(["snappy", "zstd", "uncompressed"]))
 def test_damaged_parquet(changes, compression):
     import duckdb

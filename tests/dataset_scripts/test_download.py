@@ -1,4 +1,4 @@
-"""Downloads from a small server of the test's own, which misbehaves on request. Nothing here needs a network."""
+"""Downloads from a small local server that misbehaves on request. No test needs a network."""
 
 import errno
 import gzip
@@ -99,10 +99,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """What it serves and how.
+    """A server for one file.
 
-    `script`: what is done with the next requests, one after the other; then all is well. `requests`: (path, Range, If-Range)
-    of each that came, `sent`: bytes of the file that it got. `appeared`: whether `watched` existed while bytes were sent.
+    Attributes:
+        script: what to do with the next requests, in this order; all later requests are served well.
+        requests: (path, Range, If-Range) of each request.
+        sent: bytes of the file sent for each request.
+        watched: a path; `appeared` becomes True if it exists while bytes are sent.
     """
 
     daemon_threads = True
@@ -121,7 +124,7 @@ class Server(ThreadingHTTPServer):
     def url(self):
         return f"http://127.0.0.1:{self.server_port}"
 
-    def handle_error(self, *_):  # a client that has gone
+    def handle_error(self, *_):  # the client has gone
         pass
 
 
@@ -163,7 +166,7 @@ def part_of(file):
 
 
 def whole(server, file, body=BODY):
-    """The file is there, was never there incompletely, and nothing else is left."""
+    """Checks that the file is complete, never was there incomplete, and that nothing else is left."""
     assert file.read_bytes() == body
     assert not server.appeared
     assert os.listdir(file.parent) == [file.name]
@@ -179,7 +182,7 @@ def test_a_file_in_one_go(server, file):
 
 
 def test_a_file_that_is_there_is_not_fetched_again(server, file):
-    part_of(file).mkdir(parents=True)  # not even that is looked at
+    part_of(file).mkdir(parents=True)  # this would fail if it was opened
     file.write_bytes(b"by hand")
     assert get(server, file) == file
     assert server.requests == [] and file.read_bytes() == b"by hand"
@@ -192,7 +195,7 @@ def test_a_dropped_connection_is_resumed(server, file, etag, date, sent):
     whole(server, file)
     quarter = (len(BODY) - HALF) // 2
     assert server.requests[1:] == [("/file.json.gz", f"bytes={start}-", sent) for start in (HALF, HALF + quarter)]
-    assert server.sent == [HALF, quarter, len(BODY) - HALF - quarter]  # no byte twice
+    assert server.sent == [HALF, quarter, len(BODY) - HALF - quarter]  # no byte is sent twice
 
 
 def test_without_a_version_nothing_is_resumed(server, file):
@@ -202,7 +205,7 @@ def test_without_a_version_nothing_is_resumed(server, file):
     assert server.requests[1] == ("/file.json.gz", None, None) and server.sent == [HALF, len(BODY)]
     file.unlink()
     server.script = ["half"]
-    assert "nothing is kept" in refused("could not fetch", server, file, attempts=1)
+    assert "nothing is kept" in refused("could not download", server, file, attempts=1)
     assert os.listdir(file.parent) == []
 
 
@@ -217,7 +220,7 @@ def test_a_server_that_ignores_ranges_sends_all_again(server, file):
                          ids=["both differ", "the size differs", "the version differs"])
 @pytest.mark.parametrize("conditions", [True, False])
 def test_another_version_starts_from_its_beginning(server, file, body, etag, conditions):
-    """Also where the server would let bytes of the new version follow those of the old."""
+    """Even if the server would send the rest of the new version after the beginning of the old one."""
     server.other, server.conditions, server.script = (body, etag), conditions, ["half", "changed"]
     get(server, file)
     whole(server, file, body)
@@ -292,11 +295,11 @@ def test_a_redirect_keeps_the_range(server, file):
 
 def test_the_message_says_what_was_tried_and_what_to_do(server, file):
     server.script = ["half"] + [503] * 9
-    message = refused("could not fetch", server, file, attempts=3, advice="; or ask a friend")
-    assert f"could not fetch {server.url}/file.json.gz (attempts: 3; the last error: the server answers 503" in message
+    message = refused("could not download", server, file, attempts=3, advice="; or ask a friend")
+    assert f"could not download {server.url}/file.json.gz (attempts: 3; the last error: the server answers 503" in message
     assert f"{HALF:,} bytes are kept in {part_of(file)}" in message
-    assert "Run the same command again later, it goes on from there;" in message
-    assert f"put the file to {file}; or ask a friend" in message
+    assert "Run the same command again later, it continues from there;" in message
+    assert f"save it as {file}; or ask a friend" in message
     assert part_of(file).read_bytes() == BODY[:HALF]
     server.script = []
     get(server, file)
@@ -320,7 +323,7 @@ def test_a_server_that_is_gone(tmp_path, server):
         download("toys", tmp_path, mirror=url, show_progress=False)
     message = str(caught.value)
     assert "attempts: 5; the last error: " in message and "refused" in message and "nothing is kept" in message
-    assert f"put the file to {tmp_path / 'toys' / 'raw' / 'Toys_and_Games_5.json.gz'}" in message
+    assert f"save it as {tmp_path / 'toys' / 'raw' / 'Toys_and_Games_5.json.gz'}" in message
     assert "python -m dataset_scripts.download toys --mirror URL" in message
 
 
@@ -329,7 +332,7 @@ def test_a_page_instead_of_the_file(server, file, length):
     server.script = ["html"]
     if not length:
         server.chunked, server.body, server.script = True, HTML, []
-    message = refused("no gzip file", server, file)
+    message = refused("not a gzip file", server, file)
     assert "attempts: 1;" in message and ("text/html" in message) == length
     assert os.listdir(file.parent) == []
 
@@ -345,7 +348,7 @@ def test_a_page_in_between_costs_nothing_of_what_has_arrived(server, file):
 @pytest.mark.parametrize("body", [b"", b"\x1f"])
 def test_an_empty_file_is_no_gzip_file(server, file, body):
     server.body = body
-    refused("no gzip file", server, file)
+    refused("not a gzip file", server, file)
     assert os.listdir(file.parent) == []
 
 
@@ -387,7 +390,7 @@ def test_no_space_is_told_before_the_first_byte(server, file, monkeypatch):
     usage = fetch_module.shutil.disk_usage(".")
     monkeypatch.setattr(fetch_module.shutil, "disk_usage", lambda _: usage._replace(free=HALF))
     message = refused("no space", server, file)
-    assert f"{len(BODY) - 2:,} more bytes are wanted, {HALF:,} bytes are free" in message and len(server.requests) == 1
+    assert f"{len(BODY) - 2:,} more bytes are needed, {HALF:,} bytes are free" in message and len(server.requests) == 1
 
 
 def test_what_has_arrived_needs_no_more_space(server, file, monkeypatch):
@@ -404,12 +407,12 @@ def test_a_disk_that_fills_up(server, file, monkeypatch):
         def write(self, block):
             if self.tell() >= HALF:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            return super().write(bytes(block[:HALF - self.tell()]))  # a part of it, as disks do
+            return super().write(bytes(block[:HALF - self.tell()]))  # writes a part of the block, as a full disk does
 
     with monkeypatch.context() as patch:
         patch.setattr(fetch_module, "open", lambda path, *_, **__: Full(path, "a"), raising=False)
         message = refused("no space", server, file)
-    assert f"{len(BODY) - HALF:,} more bytes are wanted" in message and f"{HALF:,} bytes that are there" in message
+    assert f"{len(BODY) - HALF:,} more bytes are needed" in message and f"{HALF:,} bytes that are there" in message
     assert len(server.requests) == 1 and part_of(file).read_bytes() == BODY[:HALF]
     get(server, file)
     whole(server, file)
@@ -440,7 +443,7 @@ def test_a_part_of_unknown_version_is_not_resumed(server, file):
 
 
 def test_all_had_arrived_before_the_end(server, file):
-    """A process killed before its last rename: nothing is fetched again, whether or not the size was known."""
+    """A process was killed before its last rename: nothing is downloaded again, whether or not the size was known."""
     for size, requests in ((len(BODY), 0), (None, 1)):
         file.parent.mkdir(exist_ok=True)
         part_of(file).write_bytes(BODY)
@@ -452,7 +455,7 @@ def test_all_had_arrived_before_the_end(server, file):
 
 
 def test_a_file_that_has_become_shorter(server, file):
-    """The server cannot satisfy the range, and what has arrived is not all: from the beginning."""
+    """The server cannot satisfy the range, and the part is not complete: the download starts again."""
     file.parent.mkdir()
     part_of(file).write_bytes(BODY + b"more")
     Path(f"{part_of(file)}.json").write_text(json.dumps({"validator": '"one"', "size": len(BODY) + 9}))
@@ -469,7 +472,7 @@ def wait_until(condition):
 
 
 def start(*words):
-    """Another Python. Ctrl-C reaches it also where the tests run in the background, which ignore it."""
+    """Starts another Python that reacts to Ctrl-C, even if the tests run in the background and ignore it."""
     return subprocess.Popen(
         [sys.executable, *map(str, words)], env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
@@ -496,14 +499,14 @@ def test_the_command_tells_of_an_interruption_and_goes_on(server, tmp_path):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
     assert process.returncode == 130 and out == "" and "Traceback" not in err
-    assert err.splitlines()[-1].startswith("interrupted; what has arrived is kept (") and str(tmp_path / "my data") in err
+    assert err.splitlines()[-1].startswith("interrupted; the bytes so far are kept (") and str(tmp_path / "my data") in err
     with start(*words) as process:
         out, err = process.communicate(timeout=20)
     assert process.returncode == 0
     names = ["Toys_and_Games_5.json.gz", "meta_Toys_and_Games.json.gz"]
     assert out.splitlines() == [str(folder / name) for name in names] and sorted(os.listdir(folder)) == names
     assert server.sent == [HALF, len(BODY) - HALF, len(BODY)]
-    bars = err.replace("\r", "\n")  # the bar starts where the last process stopped
+    bars = err.replace("\r", "\n")  # the progress bar starts where the last process stopped
     assert re.search(r"Toys_and_Games_5\.json\.gz: +50%[^\n]*\n.*\bToys_and_Games_5\.json\.gz: 100%", bars, re.DOTALL)
     assert re.search(r"meta_Toys_and_Games\.json\.gz: 100%", bars)
 
@@ -522,7 +525,7 @@ def test_two_processes_do_not_write_one_file(server, file):
 
 @pytest.mark.skipif(fetch_module.fcntl is None, reason="no locks")
 def test_another_process_may_just_have_finished(server, file, monkeypatch):
-    """Between the first look and the lock."""
+    """The other process finishes between the first look and the lock."""
 
     def finish(*_):
         part_of(file).rename(file)
@@ -584,7 +587,7 @@ def test_the_command_fetches_what_was_named(words, fetched, server, tmp_path, ca
 
 
 @pytest.mark.parametrize("words, said", [
-    (["toys", "toyz"], "'toyz' is none of those"), (["toys-2023", "--release", "2018"], "is of the release 2023"),
+    (["toys", "toyz"], "'toyz' cannot be downloaded"), (["toys-2023", "--release", "2018"], "belongs to the release 2023"),
     (["toys-2018"], "the nearest is 'toys"), (["toys", "--mirror", "file:///data"], "file:///data/amazon_v2"),
 ])
 def test_a_mistake_gets_one_line(words, said, tmp_path, capsys):
@@ -598,7 +601,7 @@ def test_a_mistake_gets_one_line(words, said, tmp_path, capsys):
 
 
 def raw(release):
-    """Reviews and metadata of six users and items, in the schema of a release, gzip."""
+    """Reviews and metadata of six users and six items, in the schema of a release, as gzip."""
     if release == "2018":
         user, item, rating, stamp, unit = "reviewerID", "asin", "overall", "unixReviewTime", 1
     else:
@@ -616,7 +619,7 @@ def serve(server, name):
 
 @pytest.fixture
 def converter(monkeypatch):
-    """In the place of the converter: notes how it was called, and writes empty files."""
+    """Replaces the converter: remembers the calls and writes empty files."""
     calls = []
 
     def convert(reviews, name, out="dataset", **options):
@@ -640,7 +643,7 @@ def test_prepare_downloads_and_converts_once(name, server, tmp_path, converter):
     assert len(server.requests) == 2
     prepare(name, tmp_path, server.url)
     assert len(server.requests) == 2 and len(converter) == 1
-    (folder / f"{name}.item").unlink()  # the raw files are there: converted anew, not fetched anew
+    (folder / f"{name}.item").unlink()  # the raw files are there: they are converted again, but not downloaded again
     prepare(name, tmp_path, server.url)
     assert len(server.requests) == 2 and len(converter) == 2
 
@@ -662,13 +665,13 @@ def test_loading_with_the_option(server, tmp_path, monkeypatch, converter):
 
 
 def test_loading_with_the_option_what_has_no_address(tmp_path):
-    with pytest.raises(ConfigError, match=r"'mini' is none of those.*toys, cds, games, instruments, movies, toys-2023"):
+    with pytest.raises(ConfigError, match="'mini' cannot be downloaded; expected one of toys, cds, games, .*toys-2023"):
         prepare_files(make_config(tmp_path, name="mini", download=True))
 
 
 @pytest.mark.parametrize("name", ["movies", "toys-2023"])
 def test_from_the_server_to_a_data_set(name, server, tmp_path, monkeypatch):
-    """`--dataset=NAME --download=true` on an empty folder, with the real converter: the split is that of the files."""
+    """`--dataset=NAME --download=true` on an empty folder, with the real converter. The split is that of the files."""
     monkeypatch.setattr(download_module, "BASE", server.url)
     monkeypatch.setitem(amazon.PUBLISHED, "min_items", 0 if name == "toys-2023" else 5000)
     serve(server, name)

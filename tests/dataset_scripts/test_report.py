@@ -1,3 +1,5 @@
+"""The report as a table."""
+
 import re
 
 from helpers_convert import DROPPED, START, meta_of, reviews_of, sha256, write
@@ -42,7 +44,8 @@ def test_the_table_has_all_that_was_counted(tmp_path, capsys):
         label, *rest = re.split(r"  +", line.strip())
         rows.setdefault(label, []).append(rest)
     counts = [report[key] for key in DROPPED]
-    assert counts == [3, 4, 5, 6, 7, 0, 19 * 64 + 8 + 8, 1]  # 8 more of the first pair; of `once more` one is left, too few
+    # Repeated: 8 more reviews of the first pair, too. Below the core: one review of `once more` is left.
+    assert counts == [3, 4, 5, 6, 7, 0, 19 * 64 + 8 + 8, 1]
     labels = [label for label in rows if label.startswith("- ")]
     assert [int(rows[label][0][0].replace(",", "")) for label in labels] == counts
     assert rows["lines"] == [["1,322"]] and sum(counts) + report["kept"] == 1322
@@ -69,7 +72,7 @@ def test_the_table_has_all_that_was_counted(tmp_path, capsys):
 
 
 def test_a_short_table(tmp_path, capsys):
-    """What did not happen has no note, and one window no line."""
+    """There are no notes on what did not happen, and no line for a single window."""
     files = write(tmp_path / "reviews.json", reviews_of()), write(tmp_path / "meta.json", meta_of())
     print_report(convert(files[0], "s", tmp_path / "out", meta=files[1], min_items=0))
     found = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The rules on arrays, against loops over lists."""
+"""The rules on arrays, compared with loops over lists; and the SQL of times."""
 
 import random
 from collections import Counter
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.obvious_lines import microseconds_of
 from dataset_scripts import rules
 from recbole_flr.errors import DataError
 
@@ -24,25 +25,29 @@ def arrays(rows):
     return user, item, time
 
 
+def slow_k_core(rows, left, k):
+    """`k_core` with lists; `left`: numbers of rows to begin with."""
+    rounds = []
+    while True:
+        of_user, of_item = Counter(rows[n][0] for n in left), Counter(rows[n][1] for n in left)
+        rest = [n for n in left if of_user[rows[n][0]] >= k and of_item[rows[n][1]] >= k]
+        if len(rest) == len(left):
+            return left, rounds
+        rounds.append(len(left) - len(rest))
+        left = rest
+
+
 @settings(deadline=None, max_examples=200)
 @given(PAIRS, st.integers(1, 4))
 def test_k_core(rows, k):
     user, item, _ = arrays(rows)
     kept, rounds = rules.k_core(user, item, np.arange(len(rows)), k)
-    left, expected = list(range(len(rows))), []
-    while True:
-        of_user, of_item = Counter(rows[n][0] for n in left), Counter(rows[n][1] for n in left)
-        rest = [n for n in left if of_user[rows[n][0]] >= k and of_item[rows[n][1]] >= k]
-        if len(rest) == len(left):
-            break
-        expected.append(len(left) - len(rest))
-        left = rest
-    assert (kept.tolist(), rounds) == (left, expected)
-    assert all(isinstance(count, int) for count in rounds)  # for JSON
+    assert (kept.tolist(), rounds) == slow_k_core(rows, list(range(len(rows))), k)
+    assert all(isinstance(count, int) for count in rounds)  # JSON cannot hold numpy's integers
 
 
 def test_k_core_of_some_rows():
-    """Rows that are not asked for do not count."""
+    """Only the given rows count."""
     user, item = np.array([0, 0, 1, 1], np.uint32), np.array([0, 1, 0, 1], np.uint32)
     assert rules.k_core(user, item, np.arange(4), 2)[0].tolist() == [0, 1, 2, 3]
     kept, rounds = rules.k_core(user, item, np.array([0, 1, 3]), 2)
@@ -112,7 +117,7 @@ def test_leave_one_out(user):
     (100, (0.57, 0.01, 0.42), (56, 1, 43)), (9, (1 / 3, 1 / 3, 1 / 3), (2, 4, 3)),
 ])  # fmt: skip
 def test_ratio_split(n, ratios, sizes):
-    """Cut at int(r0 N) and int((r0 + r1) N), of shares that are rounded to 12 digits."""
+    """The cuts are at int(r0 N) and int((r0 + r1) N), with shares rounded to 12 digits."""
     parts = rules.split("ratio", ratios, np.zeros(n))
     assert sum((part.tolist() for part in parts), []) == list(range(n))
     assert [len(part) for part in parts] == [int(round(ratios[0], 12) * n),
@@ -127,7 +132,7 @@ def test_ratio_split(n, ratios, sizes):
     ("2017-10-31T12:30:05.000007", 1, "2017-09-30T12:30:05.000007"), ("2018-03-31", 13, "2017-02-28"),
     ("2017-12-01", 12, "2016-12-01"),
     ("1997-01-01", 24, "1995-01-01"), ("1997-01-01", 25, "1996-04-01"),
-    ("1997-01-01", 10**30, "1996-04-01"),  # the rest is before the oldest start
+    ("1997-01-01", 10**30, "1996-04-01"),  # any moment before the oldest start will do
 ])  # fmt: skip
 def test_months_back(moment, months, expected):
     found = rules.months_back(datetime.fromisoformat(moment).replace(tzinfo=UTC), months)
@@ -155,7 +160,7 @@ NEVER = timedelta(days=400)
 
 
 def slow_slide(rows, start, end, k, min_items, step_months, drop_repeats):
-    """The same by lists; rows of (user, item, time as datetime)."""
+    """`slide` with lists; rows of (user, item, time as datetime)."""
     windows, number = [], 0
     while True:
         year, month = divmod(start.year * 12 + start.month - 1 - number * step_months, 12)
@@ -170,14 +175,8 @@ def slow_slide(rows, start, end, k, min_items, step_months, drop_repeats):
             for n in sorted(inside, key=lambda n: rows[n][2]):
                 first.setdefault(rows[n][:2], n)
             left = sorted(first.values())
-        repeated, rounds = len(inside) - len(left), []
-        while True:
-            of_user, of_item = Counter(rows[n][0] for n in left), Counter(rows[n][1] for n in left)
-            rest = [n for n in left if of_user[rows[n][0]] >= k and of_item[rows[n][1]] >= k]
-            if len(rest) == len(left):
-                break
-            rounds.append(len(left) - len(rest))
-            left = rest
+        repeated = len(inside) - len(left)
+        left, rounds = slow_k_core(rows, left, k)
         items = len({rows[n][1] for n in left})
         windows.append([begin.replace(tzinfo=None).isoformat()[:10], items])
         if items >= max(min_items, 1):
@@ -195,7 +194,7 @@ def slow_slide(rows, start, end, k, min_items, step_months, drop_repeats):
 
 @pytest.mark.parametrize("seed", range(60))
 def test_slide(seed):
-    """Reviews over two years before the first start; each is loaded once or more often, but never too few."""
+    """Reviews over up to five years before the first start. No review is missing, and few loads are needed."""
     rng = random.Random(seed)
     days = rng.choice([60, 400, 1700])
     rows = [
@@ -245,7 +244,7 @@ def test_sliding_without_a_start():
 
 
 def sql(expression, **values):
-    """The value of an expression over texts."""
+    """The value of an SQL expression over texts."""
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         columns = ", ".join(f"?::VARCHAR AS {name}" for name in values)
@@ -255,7 +254,9 @@ def sql(expression, **values):
 @pytest.mark.parametrize("value, unit, expected", [
     ("99999999999", "auto", 99_999_999_999_000_000), ("100000000000", "auto", 100_000_000_000_000),
     ("9000000000000", "auto", 9_000_000_000_000_000), ("100000000000000", "auto", 10**14), ("1e17", "auto", 10**14),
-    ("1.5", "auto", 1_500_000),
+    ("100000000000000000", "auto", 10**14),
+    ("99999999999999", "auto", 99_999_999_999_999_008), ("99999999999999984", "auto", 10**17 - 16), ("1.5", "auto", 1_500_000),
+    ("1.1", "auto", 1_100_000),
     ("1588687728.923", "auto", 1_588_687_728_923_000), ("1588687728.123456", "auto", 1_588_687_728_123_456),
     ("-1", "auto", -1_000_000),
     ("1500", "ns", 2), ("1e3", "s", 10**9), ("1506816000", "ms", 1_506_816_000_000), ("1e300", "s", 9 * 10**18),
@@ -267,6 +268,11 @@ def sql(expression, **values):
 ])  # fmt: skip
 def test_times(value, unit, expected):
     assert sql(rules.microseconds("time", unit)[0], time=value) == expected
+    if expected is None:
+        with pytest.raises(ValueError):
+            microseconds_of(value, unit)
+    elif abs(expected) < 9e18:  # the obvious converter does not limit times to int64
+        assert microseconds_of(value, unit)[0] == pytest.approx(expected, rel=2**-53, abs=0)  # the precision of a double
 
 
 @pytest.mark.parametrize("value, unit, expected", [
@@ -276,6 +282,7 @@ def test_times(value, unit, expected):
 ])  # fmt: skip
 def test_units(value, unit, expected):
     assert rules.UNIT_NAMES[sql(rules.microseconds("time", unit)[1], time=value)] == expected
+    assert microseconds_of(value, unit)[1] == expected
 
 
 def test_all_reserved_words_are_those_of_pandas():

@@ -1,3 +1,5 @@
+"""The data set toys_demo: its files, its titles, and the choices of its users."""
+
 import gzip
 import json
 import math
@@ -26,7 +28,7 @@ def truth(folder):
 
 
 def part(folder, kind):
-    """The samples of a split as (user, history, item)."""
+    """The samples of a part: list of (user, history, item)."""
     columns = read_columns(folder / f"toys_demo.{kind}.inter", ["user_id", "item_id_list", "item_id"])
     return [(user, history.split(" "), item) for user, history, item in zip(*columns.values())]
 
@@ -43,7 +45,8 @@ def raw(path):
 def test_size_and_files(folder, truth):
     assert sorted(tree(folder)) == [
         "raw/facets.json", "raw/meta.json.gz", "raw/reviews.json.gz",
-        "toys_demo.inter", "toys_demo.item", "toys_demo.report.json", "toys_demo.test.inter", "toys_demo.train.inter", "toys_demo.valid.inter",
+        "toys_demo.inter", "toys_demo.item", "toys_demo.report.json",
+        "toys_demo.test.inter", "toys_demo.train.inter", "toys_demo.valid.inter",
         "toys_demo.yaml",
     ]  # fmt: skip
     assert os.listdir(folder.parent) == ["toys_demo"]  # no temporary folder is left
@@ -76,7 +79,7 @@ def test_titles_carry_the_facets(folder, truth):
         assert item["theme"] in title
         assert toys_demo.CATEGORIES[item["category"]][0] in title
     naming_age = sum(truth["items"][asin]["age"] in title for asin, title in titles(folder).items())
-    assert naming_age >= 0.97 * len(titles(folder))  # all but those that are cut to a prefix
+    assert naming_age >= 0.97 * len(titles(folder))  # all but those that were cut to a prefix of another title
 
 
 def test_titles_hold_what_programs_trip_over(folder):
@@ -100,7 +103,7 @@ def test_items_without_a_usable_title_are_reviewed_and_dropped(folder):
 
 
 def test_users_choose_by_their_facets(folder, truth):
-    """The stated preferences are those of the reviews: most choices match both theme and category, few match neither."""
+    """Users choose what they like: most choices match both theme and category, few match neither."""
     matches = Counter()
     for user, _, item in part(folder, "train"):
         likes, has = truth["users"][user], truth["items"][item]

@@ -1,3 +1,5 @@
+"""Ids, times and numbers as bytes, and tables that are written from them."""
+
 import hashlib
 import random
 from urllib.parse import unquote
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.obvious_lines import written_id
 from dataset_scripts import writing
 from dataset_scripts.writing import as_bytes, fit_id, numbers, seconds, write_lines, write_rows
 from recbole_flr.errors import DataError
@@ -18,7 +21,7 @@ TRICKY = st.text(st.sampled_from('%4aA2 "\t\x00\x85\u3000é雪%%fF+&'), max_size
 @settings(deadline=None, max_examples=500)
 @given(st.one_of(TEXT, TRICKY))
 def test_an_id_comes_back(raw):
-    """Hence two ids are never written as one; and what is written has nothing that RecBole's readers stumble over."""
+    """So two ids are never written alike. The written id has nothing that RecBole's readers stumble over."""
     written = fit_id(raw)
     assert unquote(written) == raw
     assert not set(written) & set(' "\t\n\r\x0b\x0c\x1c\x85\xa0\u2028\u3000') and len(written.split()) == bool(raw)
@@ -33,17 +36,17 @@ def test_an_id_comes_back(raw):
     ("%2", "%2"),
 ])  # fmt: skip
 def test_ids(raw, written):
-    assert fit_id(raw) == written
+    assert fit_id(raw) == written_id(raw) == written and unquote(written) == raw
 
 
 def shown(microseconds):
-    """By Python's integers and strings."""
+    """`seconds` with Python's integers and strings."""
     whole, fraction = divmod(microseconds, 10**6)
     return f"{whole}.{fraction:06d}".rstrip("0") if fraction else str(whole)
 
 
 def unpadded(array):
-    """A NUL is padding wherever it stands."""
+    """The texts of an array; a NUL is padding anywhere."""
     width = array.dtype.itemsize
     return [bytes(row[row != 0]).decode() for row in array.view(np.uint8).reshape(-1, width)]
 
@@ -80,7 +83,7 @@ def test_texts_that_would_fill_the_memory(monkeypatch):
 
 @pytest.mark.parametrize("chunk", [1, 64, 1000, 1 << 20])
 def test_write_rows(tmp_path, monkeypatch, chunk):
-    """Fields of several kinds, in pieces of any size."""
+    """Columns of several kinds, written in pieces of any size."""
     monkeypatch.setattr(writing, "_CHUNK", chunk)
     rng = random.Random(chunk)
     ids = [rng.choice(["u", "雪", "a%20b", "longer-name"]) for _ in range(53)]
