@@ -182,7 +182,7 @@ def _log_result(config, trainer, tests, kept, seconds):
         prefix = f"{name} " if several else ""
         lines[f"{prefix}valid"] = trainer.results[name][1] or {}
         lines[f"{prefix}test"] = test["test_result"] or {}
-    title = set_color("Result", "yellow") + (f", of which {kept} is kept because it is better in validation" if several else "")
+    title = set_color("Result", "yellow") + (f" (kept: {kept}, the better in validation, the earlier if equal)" if several else "")
     logger.info(f"{title}:\n{metrics_table(lines)}")
     place = f" The run is in {trainer.folder}: result.json, ranks.npz and the weights." if trainer.folder else ""
     logger.info(f"Finished in {duration(seconds)}.{place}")

@@ -151,7 +151,8 @@ def describe_result(trainer, tests, kept):
         kept: name of the stage whose weights are `best.safetensors`.
     """
     stages = []
-    for name in dict.fromkeys([*trainer.records, *trainer.results]):
+    preparing = [name for name in trainer.records if name not in trainer.results]
+    for name in [*preparing, *trainer.results]:
         score, valid = trainer.results.get(name, (None, None))
         test = tests.get(name, {})
         stages.append({

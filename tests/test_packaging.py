@@ -52,6 +52,6 @@ def test_a_run_from_another_folder(installed):
     words = ["--model=FLR", "--dataset=toys_demo", "--epochs=0", "--warmup_epochs=0", "--compact_hidden_size=8"]
     done = python(installed, "-m", "recbole_flr", "run", *words, "--show_progress=False")
     assert done.returncode == 0, done.stderr
-    assert "test result" in done.stderr and Path("dataset/toys_demo/toys_demo.test.inter").is_file()
+    assert "Result" in done.stderr and Path("dataset/toys_demo/toys_demo.test.inter").is_file()
     where = python(installed, "-c", "import recbole_flr; print(recbole_flr.__file__)").stdout
     assert where.startswith(str(installed))
