@@ -11,7 +11,7 @@ from recbole_flr.registry import MODELS, get_model
 
 WORDS = "Robot Castle Puzzle Dragon Train Paint Farm Dice Ball Drum".split()
 MODEL_NAMES = [*MODELS, "SASRec", "GRU4Rec", "Caser"]
-OPTIONS = {"epochs": 30, "learning_rate": 0.01, "stopping_step": 30, "eval_step": 10, "train_batch_size": 8, "topk": [1, 5],
+OPTIONS = {"epochs": 30, "learning_rate": 0.005, "stopping_step": 30, "eval_step": 10, "train_batch_size": 8, "topk": [1, 5],
            "valid_metric": "NDCG@5"}
 NO_DROPOUT = {
     "SASRec": {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}, "GRU4Rec": {"dropout_prob": 0.0},
