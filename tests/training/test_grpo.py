@@ -1,4 +1,5 @@
-"""The stage's equations on plain tensors: hand-worked numbers, loops, and bandits whose best latent direction is known."""
+"""The equations of the reinforcement stage on plain tensors: numbers worked out by hand, loops, and bandits whose best direction
+is known."""
 
 import math
 
@@ -48,21 +49,6 @@ def test_reward_by_hand():
     torch.testing.assert_close(
         grpo.minus_perplexity(log_probs, mask), -torch.tensor([[math.e**2, math.e**2.25], [math.e, math.e**0.1]])
     )
-
-
-def test_best_children_against_a_loop():
-    torch.manual_seed(0)
-    logits = torch.randint(0, 4, (6, 3, 9)).double()  # few values: many ties
-    children = [sorted(torch.randperm(9)[: 1 + n].tolist()) for n in range(6)]
-    target = torch.tensor([c[n % len(c)] for n, c in enumerate(children)])
-    position = torch.tensor([n for n, c in enumerate(children) for _ in c])
-    token = torch.tensor([t for c in children for t in c])
-    got = grpo.best_children(logits, target, position, token)
-    for n, allowed in enumerate(children):
-        for member in range(3):
-            best = max(allowed, key=lambda t: (logits[n, member, t].item(), -t))
-            assert got[n, member].item() == (best == target[n].item())
-    assert 0 < got.double().mean() < 1
 
 
 # advantages
