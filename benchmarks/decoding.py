@@ -5,21 +5,21 @@
 The same FLR of the compact size for all, warmed up on made-up users of a made-up shop (`benchmarks.made_up.shop_titles`), its
 tokenizer learned from the titles; the same users, the same number of beams, scores over the whole vocabulary. Versions:
 
-- ours: read the prompts, think, `decode`: all beams of a user are one tree behind one prompt cache; a title without a rival
-  below its node leaves the search, and is scored at once or not at all; only a node's children are looked at.
-- textbook: read and think as ours; then the algorithm of transformers' beam search, step for step, on the project's tree.
-- generate: read and think as ours; then transformers' `generate` on [prompt, thought] with `prefix_allowed_tokens_fn`, which
+- ours: read the prompts, think, `decode`. All beams of a user are one tree behind one prompt cache. A title without a rival below
+  its node leaves the search and is scored at once, or not at all. Only the children of a node are looked at.
+- textbook: read and think as in ours; then the algorithm of transformers' beam search, step for step, on the project's tree.
+- generate: read and think as in ours; then transformers' `generate` on [prompt, thought] with `prefix_allowed_tokens_fn`, which
   asks a trie of dicts for the tokens that may follow.
-- no thought: ours without reasoning (BIGRec with the same backbone): what the thought costs a ranking.
+- no thought: ours without reasoning (BIGRec with the same backbone), which shows what the thought costs a ranking.
 
-A wrong path is not timed. The ranking of textbook is generate's, title by title; so are the scores. Ours is another search with
-as many beams: titles that leave it make room, so it drops less. The scores of all titles that it finds with generate are
-generate's, and for the first users those of all it finds are full passes'; its lists may not be worse on the whole than
-generate's. Told is the share of users for whom it finds generate's very list. How far beams are from the true best is a matter
-of `benchmarks.exact`, on trained models.
+Nothing is timed before it is compared. Textbook must give the ranking and the scores of generate. Ours is another search with as
+many beams: titles that leave it make room for others, so it drops fewer titles. The titles that ours and generate both find must
+have the same scores; for the first users, all scores of ours must be those of full passes; and on the whole the lists of ours
+may not be worse than those of generate. The report gives the share of users for whom both lists are the same.
+`benchmarks.exact` measures how far beams are from the true best titles, on trained models.
 
-Parts of `decode`: seconds within the language model (backbone, projection on the vocabulary, softmax), and within the trie's
-lookups; the rest is sorting and bookkeeping.
+Parts of `decode`: seconds within the language model (backbone, projection on the vocabulary, softmax) and within the lookups of
+the trie. The rest is sorting and bookkeeping.
 """
 
 import statistics
@@ -45,7 +45,7 @@ from recbole_flr.model.flr import FLR
 from recbole_flr.model.tree import TreeDecoder
 
 TOLERANCE = 1e-4  # of scores in float32, relative
-PARTS = {  # of `decode`: functions, of the backbone (None) and others
+PARTS = {  # of `decode`: (owner, function); None is the backbone
     "language model": [(None, "forward"), (None, "logits"), (scoring, "log_normaliser")],
     "trie": [(Trie, name) for name in ("edges", "tokens", "nodes", "own_tokens", "tails")],
 }
@@ -70,17 +70,17 @@ def make_models(given):
 @torch.no_grad()
 def ours(model, batch):
     """The project's version: Beams."""
-    return model.decode(model.read_history(batch))
+    return model.decode(model.think(model.read_context(batch)))
 
 
 @torch.no_grad()
 def textbook(model, batch):
     """transformers' algorithm on the project's tree decoder and trie: Beams.
 
-    Of the 2 K best children of the running beams those that end a title, and are among the first K, are finished; the first K
-    of the others run on. Done when no running beam can come among the K best that are finished.
+    Each step takes the 2 K best children of the running beams. Those among the first K that end a title are finished. The first
+    K of the others run on. The search ends when no running beam can come among the K best finished titles.
     """
-    scorer, trie, beams = TreeDecoder(model.backbone, model.read_history(batch)), model.trie, model.num_beams
+    scorer, trie, beams = TreeDecoder(model.backbone, model.think(model.read_context(batch))), model.trie, model.num_beams
     users = len(scorer.hidden)
     best = BestTitles(users, beams, scorer.hidden.dtype, scorer.hidden.device)
     node = torch.zeros(users, 1, dtype=torch.long)
@@ -137,19 +137,18 @@ class Generate:
     def _allowed(self, _, tokens):
         try:
             return [token for token in self._node(tokens.tolist()) if token is not None] or [self.model.backbone.pad_id]
-        except KeyError:  # padding behind the end
+        except KeyError:  # padding after the end of a title
             return [self.model.backbone.pad_id]
 
     @torch.no_grad()
     def __call__(self, batch):
         """RecBole batch -> leaves and scores, [users, beams]."""
         backbone = self.model.backbone
-        prompts = self.model.collator.prompts(batch[self.model.ITEM_SEQ], batch[self.model.ITEM_SEQ_LEN])
-        embeddings = backbone.embed(prompts.ids)
-        thought = self.model.reasoner(backbone, embeddings, prompts.mask).seed.to(embeddings.dtype)
+        context = self.model.read_context(batch)
+        thought = self.model.think(context).embedding.to(context.embeddings.dtype)
         found = backbone.lm.generate(
-            inputs_embeds=torch.cat([embeddings, thought.unsqueeze(1)], dim=1),
-            attention_mask=torch.cat([prompts.mask, prompts.mask.new_ones(len(batch), 1)], dim=1).long(),
+            inputs_embeds=torch.cat([context.embeddings, thought.unsqueeze(1)], dim=1),
+            attention_mask=torch.cat([context.mask, context.mask.new_ones(len(batch), 1)], dim=1).long(),
             num_beams=self.beams, num_return_sequences=self.beams, max_new_tokens=self.longest, do_sample=False,
             length_penalty=0.0, early_stopping=False, prefix_allowed_tokens_fn=self._allowed, pad_token_id=backbone.pad_id,
             eos_token_id=backbone.end_id, return_dict_in_generate=True, output_scores=True,
@@ -163,10 +162,10 @@ class Generate:
 
 
 def check_same(beams, leaves, scores):
-    """Textbook's lists are generate's; only titles whose scores are equal may have changed places.
+    """Check that the lists of textbook are those of generate, up to the order of titles with equal scores.
 
     Raises:
-        AssertionError: if they differ.
+        AssertionError: they differ.
     """
     close = (beams.scores - scores).abs() <= TOLERANCE * scores.abs()
     same = beams.nodes.sort(1).values == leaves.sort(1).values
@@ -183,10 +182,10 @@ def compare(beams, leaves, scores):
         leaves, scores: [users, beams] of generate's.
 
     Returns:
-        dict of `same`, share of users with the same titles; and `gain`, of the mean score of a title over generate's.
+        dict with `same`, the share of users with the same titles; and `gain`, the mean score of a title minus generate's.
 
     Raises:
-        AssertionError: if a common title's scores differ, or ours are worse on the whole.
+        AssertionError: the scores of a common title differ, or ours are worse on the whole.
     """
     common = beams.nodes.unsqueeze(2) == leaves.unsqueeze(1)  # [users, F, beams]
     difference = (beams.scores.unsqueeze(2) - scores.unsqueeze(1)).abs() / scores.unsqueeze(1).abs()
@@ -204,7 +203,7 @@ def compare(beams, leaves, scores):
 
 
 def shares(model, batch, repeats):
-    """Shares of the seconds of `decode` that its parts take: part -> one of each repeat."""
+    """Shares of the time of `decode` that its parts take: dict part -> list with one share for each repeat."""
     spent = dict.fromkeys(PARTS, 0.0)
 
     def timed(part, whole):
@@ -219,7 +218,7 @@ def shares(model, batch, repeats):
 
     found = {part: [] for part in PARTS}
     with torch.no_grad(), ExitStack() as patches:
-        reading = model.read_history(batch)
+        thought = model.think(model.read_context(batch))
         for part, places in PARTS.items():
             for owner, name in places:
                 owner = model.backbone if owner is None else owner
@@ -227,7 +226,7 @@ def shares(model, batch, repeats):
         for number in range(repeats + 1):
             spent.update(dict.fromkeys(PARTS, 0.0))
             start = perf_counter()
-            model.decode(reading)
+            model.decode(thought)
             seconds = perf_counter() - start
             for part in PARTS:
                 found[part] += [spent[part] / seconds] * (number > 0)  # the first does not count
@@ -240,9 +239,9 @@ def shares(model, batch, repeats):
 def parse(arguments):
     """Words -> options."""
     command = parser("benchmarks.decoding", __doc__, {
-        "titles": (6000, 50, "of the catalogue"), "users": (64, 1, "ranked at once"), "beams": (10, 1, "of the search"),
-        "repeats": (5, 1, "that count, of each version"), "warmup": (600, 1, "steps of the model that is warmed up"),
-        "threads": (None, 1, "of torch, or its own choice"),
+        "titles": (6000, 50, "titles of the catalogue"), "users": (64, 1, "users ranked at once"), "beams": (10, 1, "beams"),
+        "repeats": (5, 1, "timed calls of each version"), "warmup": (600, 1, "training steps of the model"),
+        "threads": (None, 1, "threads of torch (default: torch's own choice)"),
     })  # fmt: skip
     given = command.parse_args(arguments)
     if given.threads:
@@ -251,7 +250,7 @@ def parse(arguments):
 
 
 def main(arguments=None):
-    """Compare, measure, print the table; returns what --json writes."""
+    """Compare the versions, measure them, print the tables. Returns what --json writes."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     given = parse(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning, module="recbole")
@@ -263,8 +262,8 @@ def main(arguments=None):
     found = compare(ours(flr, batch), leaves, scores)
     difference = check_scores(flr, flr, flr.trie, rows[:CHECKED])
     print(f"textbook ranks as generate. Scores agree with full passes: largest relative difference {difference:.1e}.\n"
-          f"The list of ours is generate's for {found['same']:.1%} of the users; a title's score is better by "
-          f"{found['gain']:.2g} on the mean.")  # fmt: skip
+          f"For {found['same']:.1%} of the users, ours finds exactly the list of generate. The mean score of its titles is "
+          f"higher by {found['gain']:.2g}.")  # fmt: skip
     versions = {"ours": partial(ours, flr, batch), "textbook": partial(textbook, flr, batch),
                 "generate": partial(generate, batch), "no thought": partial(ours, plain, batch)}  # fmt: skip
     results = {}

@@ -1,7 +1,7 @@
-"""Made-up catalogues, prompts and models for the benchmarks: no weights, no data set, the very lengths that are asked for.
+"""Made-up catalogues, prompts and models for the benchmarks, which therefore need no data set and no pretrained weights.
 
-Two kinds: words of one token each, where a benchmark needs prompts and targets of exact lengths (:func:`build`,
-:func:`batch`); and titles as in a shop, with brands and lines that many share (:func:`shop_titles`).
+There are two kinds of catalogue. Titles of words of one token each give prompts and targets of exact lengths (:func:`build`,
+:func:`batch`). Titles like those of a shop have brands and product lines that many titles share (:func:`shop_titles`).
 
 Shapes: B prompts, H titles of a history, L prompt tokens, T title tokens.
 """
@@ -32,8 +32,9 @@ _SPLIT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", 
 
 
 def shop_titles(count, seed=0):
-    """Distinct titles of 3 to 15 words, as shops have them: a brand first, then often a line of that brand, then words of
-    all kinds. Brands and words are drawn by Zipf's law, so that some beginnings are shared by thousands.
+    """Distinct titles of 3 to 15 words, like those of a shop: a brand, often one of its product lines, then any words.
+
+    Brands and words are drawn by Zipf's law, so some beginnings are shared by thousands of titles.
 
     Returns:
         list of `count` str.
@@ -71,7 +72,7 @@ HISTORY = 10  # H, titles of a history
 
 
 def histories(texts, number, seed):
-    """[number, H + 1] item ids of users who keep to a brand (a title's first word) four times out of five."""
+    """Item ids that users chose, int64 [number, H + 1]. A user keeps to one brand (first word of a title) 80% of the time."""
     rng = np.random.default_rng(seed)
     brands = {}
     for item, text in enumerate(texts, start=1):
@@ -84,7 +85,8 @@ def histories(texts, number, seed):
 
 
 def warm_up(model, batches):
-    """One step on each batch [B, H + 1]: language modelling of the sequence, and the last title after a thought."""
+    """Train a model for one step on each batch [B, H + 1], with two losses: language modelling of the whole sequence, and the
+    model's own loss for the last title."""
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
     model.train()
@@ -98,7 +100,7 @@ def warm_up(model, batches):
 
 
 def language_model_loss(model, rows):
-    """Mean cross entropy of the next token in whole sequences [B, H + 1]."""
+    """Mean cross entropy of the next token in whole sequences: item ids [B, H + 1] -> scalar."""
     prompts = model.collator.prompts(rows, torch.full((len(rows),), rows.shape[1]), left=False)
     labels = torch.where(prompts.mask, prompts.ids, IGNORE).roll(-1, 1)
     labels[:, -1] = IGNORE
@@ -107,7 +109,7 @@ def language_model_loss(model, rows):
 
 
 def interaction(model, rows):
-    """RecBole batch of sequences [B, H + 1], whose last item is the target."""
+    """Item ids [B, H + 1] -> RecBole's batch of histories, in which the last item of each row is the target."""
     return Interaction({
         model.ITEM_SEQ: rows[:, :-1].contiguous(), model.POS_ITEM_ID: rows[:, -1].contiguous(),
         model.ITEM_SEQ_LEN: torch.full((len(rows),), rows.shape[1] - 1),
@@ -125,7 +127,8 @@ SIZES = {  # option: default, least, meaning
 
 
 def parse_sizes(module, description, numbers, arguments, switches=None):
-    """Words -> options: `SIZES`, `numbers`, `switches` (name -> meaning), `--device`, `--json` and the internal `--memory-of`."""
+    """Parse a command line whose options are `SIZES`, `numbers`, `switches` (name -> meaning), `--device`, `--json` and the
+    internal `--memory-of`."""
     command = parser(module, description, {**SIZES, **numbers})
     for name, meaning in (switches or {}).items():
         command.add_argument(f"--{name}", action="store_true", help=meaning)
@@ -141,9 +144,9 @@ def parse_sizes(module, description, numbers, arguments, switches=None):
 
 
 def _write_files(folder, given):
-    """A catalogue whose words are one token each, and a tokenizer that knows them.
+    """Write a catalogue whose words are one token each, and a tokenizer that knows these words.
 
-    Item `filler` makes up what whole titles leave of the prompt; all others have T tokens with their end.
+    All titles have T tokens with their end, except that of the item `filler`. It is longer, so that prompts get their length.
     """
     rng = np.random.default_rng(0)
     special = [PAD, START, END_OF_TITLE, THOUGHT]
@@ -154,14 +157,15 @@ def _write_files(folder, given):
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=START, eos_token=END_OF_TITLE,
         additional_special_tokens=[THOUGHT],
     ).save_pretrained(folder / "tokenizer")
-    # what whole titles leave of L - 1 tokens, as there is a start token
+    # The filler takes the tokens that are left when L - 1 (without the start token) is filled with whole titles.
     lengths = {"filler": given.target + (given.prompt - 1) % given.target}
     lengths.update({f"i{number}": given.target for number in range(given.items)})
     write_dataset(folder, {item: " ".join(rng.choice(words, length - 1)) for item, length in lengths.items()})
 
 
 def write_dataset(folder, title_of):
-    """The atomic files of a data set `made_up` in a folder: item -> title, and some interactions, which RecBole wants."""
+    """Write the atomic files of a data set `made_up` into a folder: titles (dict item -> title), and a few interactions, which
+    RecBole needs."""
     data, items = Path(folder) / "made_up", list(title_of)
     data.mkdir()
     titles = [f"{item}\t{title}" for item, title in title_of.items()]
@@ -171,7 +175,7 @@ def write_dataset(folder, title_of):
 
 
 def build_model(model_class, folder, device="cpu", **options):
-    """Options -> RecBole's config, a model with random weights, and its data set, which lies in `folder`."""
+    """Build a model with random weights on the data set `made_up` in `folder`. Returns its config, the model, the dataset."""
     config = Config(model_class, "made_up", config_dict={
         "data_path": str(folder), "state": "ERROR", "use_gpu": device == "cuda", "eval_args": _SPLIT, **options,
     })  # fmt: skip
@@ -181,12 +185,12 @@ def build_model(model_class, folder, device="cpu", **options):
 
 
 def build(model_class, given, **options):
-    """A model on a catalogue of words of one token each.
+    """Build a model on a catalogue of words of one token each.
 
     Args:
-        model_class: of recbole_flr.
-        given: `vocabulary`, `target`, `prompt`, `items`, `hidden`, `layers` and `device`.
-        options: more of the model's.
+        model_class: a model class of recbole_flr.
+        given: options; `vocabulary`, `target`, `prompt`, `items`, `hidden`, `layers` and `device` are read.
+        options: further options of the model.
 
     Returns:
         RecBole's config, the model, and a function from item names (`i0`, `i1`, ..., `filler`) to their ids.
@@ -202,10 +206,10 @@ def build(model_class, given, **options):
 
 
 def batch(given, model, ids):
-    """RecBole batch of `given.batch` prompts of L tokens and targets of T.
+    """RecBole's batch of `given.batch` prompts of L tokens with targets of T tokens.
 
     Raises:
-        AssertionError: if the lengths are not what was asked for.
+        AssertionError: the lengths are not those asked for.
     """
     length = (given.prompt - 1) // given.target
     names = np.random.default_rng(1).integers(given.items, size=(given.batch, length)).astype(str)
@@ -225,7 +229,7 @@ def batch(given, model, ids):
 
 
 def think(lm, reasoner, prompt, mask, trunk=None):
-    """Refine thoughts by N full passes of `trunk`, the language model's own by default.
+    """Refine thoughts by N full passes of `trunk` (by default the trunk of `lm`), without a cache.
 
     Prompts [R, L, D] and their mask [R, L] -> FactorState.
     """
@@ -241,14 +245,14 @@ def think(lm, reasoner, prompt, mask, trunk=None):
 
 
 def continued(prompt, mask, new):
-    """What transformers wants for [R, L, D] with [R, S, D] behind."""
+    """Arguments of a transformers model for prompts [R, L, D] followed by new embeddings [R, S, D]."""
     mask = torch.cat([mask, mask.new_ones(new.shape[:2])], dim=1)
     positions = (mask.long().cumsum(1) - 1).clamp_min(0)
     return dict(inputs_embeds=torch.cat([prompt, new], dim=1), attention_mask=mask, position_ids=positions, use_cache=False)
 
 
 def in_float64(model, std):
-    """Draw the weights anew and make all of the model compute in float64."""
+    """Draw new weights with standard deviation `std`, and make the whole model compute in float64."""
     model.double()
     for parameter in model.parameters():
         if parameter.dim() > 1:
