@@ -309,7 +309,7 @@ def test_only_the_backbone_learns_and_a_compact_one_is_copied_before_the_supervi
     with torch.no_grad():
         after = model.full_sort_predict(rows)
         texts = [write_slowly(model, prompt_of(model, rows, row), 7) for row in range(len(rows))]
-        torch.testing.assert_close(after, distances(model, texts), rtol=1e-6, atol=1e-6)  # the kept embeddings of titles are computed anew
+        torch.testing.assert_close(after, distances(model, texts), rtol=1e-6, atol=1e-6)  # titles are embedded anew
     if backbone == "compact":
         assert not torch.allclose(after[:, 1:], ranking[:, 1:])
     teach(model, rows, 1)  # the copy does not share memory with the trained backbone
@@ -355,7 +355,7 @@ def test_checkpoint_round_trip(build, saved_models, tmp_path, backbone, trainabl
         for name, parameter in other.named_parameters():
             if f"model.{name}" in tensors:
                 parameter.add_(torch.randn_like(parameter))
-    assert not torch.allclose(other.eval().full_sort_predict(rows)[:, 1:], expected[:, 1:])  # this fills its cache of title embeddings
+    assert not torch.allclose(other.eval().full_sort_predict(rows)[:, 1:], expected[:, 1:])  # embeds its titles
     checkpoint.unpack_model(other, *checkpoint.read(tmp_path / "x.safetensors"))
     assert torch.equal(other.full_sort_predict(rows), expected)
 

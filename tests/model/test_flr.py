@@ -37,7 +37,7 @@ def test_gradients_reach_every_flr_parameter_through_a_frozen_backbone(build, sa
     {"loss_weighting": "fixed"}, {"prompt": "paper"}, {"torch_dtype": "bfloat16"}, {"attn_implementation": "eager"},
 ])
 def test_every_variant_learns(build, options):
-    config, model, loaders = build(embedding_dropout=0.0, **options)
+    config, model, loaders = build(embedding_dropout=0.0, train_batch_size=8, **options)
     assert_learns(model, loaders)
 
 

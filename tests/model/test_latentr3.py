@@ -233,7 +233,7 @@ def test_ranking_equals_brute_force(latentr3, backbone, options):
 
 @pytest.mark.parametrize("options", [{}, {"torch_dtype": "bfloat16"}, {"prompt": "paper"}, {"attn_implementation": "eager"}])
 def test_every_variant_learns(build, options):
-    _, model, loaders = build("LatentR3", embedding_dropout=0.0, **options)
+    _, model, loaders = build("LatentR3", embedding_dropout=0.0, train_batch_size=8, **options)
     assert all(p.dtype == torch.float32 for p in model.reasoner.parameters())
     assert_learns(model, loaders)
 
