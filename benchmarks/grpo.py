@@ -226,7 +226,7 @@ def steps(model, config, ratio):
 
 
 def times(given):
-    """grpo_ratio, version -> seconds of each of the steps."""
+    """Time the steps: dict, (grpo_ratio, version) -> list of seconds."""
     config, model, ids = build_frozen(given)
     interaction = batch(given, model, ids)
     found = {}
@@ -258,7 +258,7 @@ def parse(arguments):
     """Parse a command line. Returns the options."""
     return parse_sizes("benchmarks.grpo", __doc__, {
         "group-size": (8, 2, "G, members of a group"), "hidden": (256, 8, "D of the backbone, a multiple of 8"),
-        "layers": (4, 1, "of the backbone"), "batch": (4, 1, "B, prompts in a step"),
+        "layers": (4, 1, "layers of the backbone"), "batch": (4, 1, "B, prompts in a step"),
     }, arguments)
 
 
@@ -281,7 +281,7 @@ def main(arguments=None):
         one = {"grpo_ratio": ratio, "version": version, "seconds": seconds, "median": statistics.median(seconds),
                "peak_bytes": memory[ratio, version]}
         results.append(one)
-        ours = next(other for other in results if other["grpo_ratio"] == ratio)  # the first of them
+        ours = next(other for other in results if other["grpo_ratio"] == ratio)  # its first version
         one["time_ratio"] = one["median"] / ours["median"]
         one["memory_ratio"] = one["peak_bytes"] / ours["peak_bytes"] if ours["peak_bytes"] else None
         rows.append([ratio, version, spread(seconds, 1e3), f"{one['time_ratio']:.2f}",
