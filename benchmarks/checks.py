@@ -7,12 +7,14 @@ that decoding finds are compared with full passes over prompt and title, without
 Shapes: B users, H titles of a history, T title tokens, M nodes, N titles.
 """
 
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 import torch
 
+from benchmarks.made_up import interaction
 from recbole_flr.data.prompt import IGNORE
+from recbole_flr.model.reasoner import Context, Thought
 
 TOLERANCE = 1e-4  # largest relative difference of two scores in float32
 
@@ -129,18 +131,17 @@ def check_scores(model, collator, trie, rows):
         AssertionError: a score differs, or a user has too few titles, or has a title twice.
     """
     model.collator, model.trie = collator, trie
-    prompts = model.collator.prompts(rows[:, :-1], torch.full((len(rows),), rows.shape[1] - 1))
-    reading = model.read(prompts)
-    beams = model.decode(reading)
+    thought = model.think(model.read_context(interaction(model, rows)))
+    beams = model.decode(thought)
     found = beams.nodes >= 0
     fewest = min(model.num_beams, int((trie.tail_length == 0).sum()))
     if (found.sum(1) < fewest).any() or any(len(set(row)) < fewest for row in beams.nodes.tolist()):
         raise AssertionError(f"decoding found fewer than {fewest} titles for a user")
     user, place = found.nonzero(as_tuple=True)
     titles, labels = model.collator.targets(trie.items[trie.item_start[beams.nodes[user, place]].long()].long())
-    uncached = replace(reading, cache=None, prefix=model.backbone.embed(prompts.ids))
-    each = {name: getattr(uncached, name)[user] for name in ("mask", "length", "seed", "prefix")}
-    hidden = model.title_hidden(replace(uncached, state=None, **each), titles)
+    context = thought.context
+    each = {name: getattr(context, name)[user] for name in ("hidden", "mask", "positions", "length", "embeddings")}
+    hidden = model.title_states(Thought(Context(**each, cache=None), thought.embedding[user]), titles)
     log_probs = model.backbone.logits(hidden).log_softmax(-1).gather(2, titles.unsqueeze(2)).squeeze(2)
     expected = log_probs.masked_fill(labels == IGNORE, 0).sum(1)
     difference = ((beams.scores[user, place] - expected) / expected).abs().max().item()

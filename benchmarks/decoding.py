@@ -69,7 +69,7 @@ def make_models(given):
 @torch.no_grad()
 def ours(model, batch):
     """The project's version: Beams."""
-    return model.decode(model.read_history(batch))
+    return model.decode(model.think(model.read_context(batch)))
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def textbook(model, batch):
     Each step takes the 2 K best children of the running beams. Those among the first K that end a title are finished. The first
     K of the others run on. The search ends when no running beam can come among the K best finished titles.
     """
-    scorer, trie, beams = TreeDecoder(model.backbone, model.read_history(batch)), model.trie, model.num_beams
+    scorer, trie, beams = TreeDecoder(model.backbone, model.think(model.read_context(batch))), model.trie, model.num_beams
     users = len(scorer.hidden)
     best = BestTitles(users, beams, scorer.hidden.dtype, scorer.hidden.device)
     node = torch.zeros(users, 1, dtype=torch.long)
@@ -136,19 +136,18 @@ class Generate:
     def _allowed(self, _, tokens):
         try:
             return [token for token in self._node(tokens.tolist()) if token is not None] or [self.model.backbone.pad_id]
-        except KeyError:  # padding behind the end
+        except KeyError:  # padding after the end of a title
             return [self.model.backbone.pad_id]
 
     @torch.no_grad()
     def __call__(self, batch):
         """RecBole batch -> leaves and scores, [users, beams]."""
         backbone = self.model.backbone
-        prompts = self.model.collator.prompts(batch[self.model.ITEM_SEQ], batch[self.model.ITEM_SEQ_LEN])
-        embeddings = backbone.embed(prompts.ids)
-        thought = self.model.reasoner(backbone, embeddings, prompts.mask).seed.to(embeddings.dtype)
+        context = self.model.read_context(batch)
+        thought = self.model.think(context).embedding.to(context.embeddings.dtype)
         found = backbone.lm.generate(
-            inputs_embeds=torch.cat([embeddings, thought.unsqueeze(1)], dim=1),
-            attention_mask=torch.cat([prompts.mask, prompts.mask.new_ones(len(batch), 1)], dim=1).long(),
+            inputs_embeds=torch.cat([context.embeddings, thought.unsqueeze(1)], dim=1),
+            attention_mask=torch.cat([context.mask, context.mask.new_ones(len(batch), 1)], dim=1).long(),
             num_beams=self.beams, num_return_sequences=self.beams, max_new_tokens=self.longest, do_sample=False,
             length_penalty=0.0, early_stopping=False, prefix_allowed_tokens_fn=self._allowed, pad_token_id=backbone.pad_id,
             eos_token_id=backbone.end_id, return_dict_in_generate=True, output_scores=True,
@@ -218,7 +217,7 @@ def shares(model, batch, repeats):
 
     found = {part: [] for part in PARTS}
     with torch.no_grad(), ExitStack() as patches:
-        reading = model.read_history(batch)
+        thought = model.think(model.read_context(batch))
         for part, places in PARTS.items():
             for owner, name in places:
                 owner = model.backbone if owner is None else owner
@@ -226,7 +225,7 @@ def shares(model, batch, repeats):
         for number in range(repeats + 1):
             spent.update(dict.fromkeys(PARTS, 0.0))
             start = perf_counter()
-            model.decode(reading)
+            model.decode(thought)
             seconds = perf_counter() - start
             for part in PARTS:
                 found[part] += [spent[part] / seconds] * (number > 0)  # the first does not count
@@ -239,9 +238,9 @@ def shares(model, batch, repeats):
 def parse(arguments):
     """Words -> options."""
     command = parser("benchmarks.decoding", __doc__, {
-        "titles": (6000, 50, "of the catalogue"), "users": (64, 1, "ranked at once"), "beams": (10, 1, "of the search"),
-        "repeats": (5, 1, "that count, of each version"), "warmup": (600, 1, "steps of the model that is warmed up"),
-        "threads": (None, 1, "of torch, or its own choice"),
+        "titles": (6000, 50, "titles of the catalogue"), "users": (64, 1, "users ranked at once"), "beams": (10, 1, "beams"),
+        "repeats": (5, 1, "timed calls of each version"), "warmup": (600, 1, "training steps of the model"),
+        "threads": (None, 1, "threads of torch (default: torch's own choice)"),
     })  # fmt: skip
     given = command.parse_args(arguments)
     if given.threads:
@@ -250,7 +249,7 @@ def parse(arguments):
 
 
 def main(arguments=None):
-    """Compare, measure, print the table; returns what --json writes."""
+    """Compare the versions, measure them, print the tables. Returns what --json writes."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     given = parse(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning, module="recbole")
@@ -262,8 +261,8 @@ def main(arguments=None):
     found = compare(ours(flr, batch), leaves, scores)
     difference = check_scores(flr, flr.collator, flr.trie, rows[:CHECKED])
     print(f"textbook ranks as generate. Scores agree with full passes: largest relative difference {difference:.1e}.\n"
-          f"The list of ours is generate's for {found['same']:.1%} of the users; a title's score is better by "
-          f"{found['gain']:.2g} on the mean.")  # fmt: skip
+          f"For {found['same']:.1%} of the users, ours finds exactly the list of generate. The mean score of its titles is "
+          f"higher by {found['gain']:.2g}.")  # fmt: skip
     versions = {"ours": partial(ours, flr, batch), "textbook": partial(textbook, flr, batch),
                 "generate": partial(generate, batch), "no thought": partial(ours, plain, batch)}  # fmt: skip
     results = {}

@@ -27,8 +27,8 @@ from recbole_flr.decoding import beam_search
 from recbole_flr.decoding.exact import exact_search
 from recbole_flr.decoding.scorer import SCORES
 from recbole_flr.errors import FLRError
-from recbole_flr.model.generative import GenerativeRecommender
 from recbole_flr.model.tree import TreeDecoder
+from recbole_flr.model.writer import Writer
 from recbole_flr.quick_start import load_data_and_model
 
 EXACT = "exact"
@@ -93,14 +93,14 @@ def measure(model, parts, beams, top, repeats):
     """Search for all users.
 
     Args:
-        model: GenerativeRecommender in evaluation mode.
-        parts: list of interactions, the batches.
+        model: Writer in evaluation mode.
+        parts: list of RecBole batches.
         beams: list of beam widths.
         top: titles wanted for each user.
         repeats: number of timed calls of each search.
 
     Returns:
-        dict: name of the search -> dict of its figures; exact search is first.
+        dict: name of the search -> dict of its results; exact search is first.
     """
     options = dict(score=model.score, length_penalty=model.length_penalty)
     searches = {EXACT: lambda scorer: exact_search(scorer, model.trie, top, **options)}
@@ -109,10 +109,10 @@ def measure(model, parts, beams, top, repeats):
     seconds = {name: [0.0] * repeats for name in searches}
     tokens, missed, best = (dict.fromkeys(searches, 0), {name: [] for name in searches}, {name: [] for name in searches})
     for part in parts:
-        reading, found = model.read_history(part.to(model.device)), {}
+        thought, found = model.think(model.read_context(part.to(model.device))), {}
 
         def run(name, search):
-            scorer = Counted(TreeDecoder(model.backbone, reading))
+            scorer = Counted(TreeDecoder(model.backbone, thought))
             found[name] = search(scorer), scorer.tokens
 
         versions = {name: lambda name=name, search=search: run(name, search) for name, search in searches.items()}
@@ -124,29 +124,29 @@ def measure(model, parts, beams, top, repeats):
             tokens[name] += count
             missed[name].append(titles)
             best[name].append(first)
-    users, figures = sum(map(len, parts)), {}
+    users, results = sum(map(len, parts)), {}
     for name in searches:
         titles = torch.cat(missed[name])
-        figures[name] = {
+        results[name] = {
             "users_differ": float((titles > 0).double().mean()), "titles_missed": float(titles.double().mean()),
             "best_missed": float(torch.cat(best[name]).double().mean()), "tokens_per_user": tokens[name] / users,
             "seconds_per_user": [time / users for time in seconds[name]],
         }  # fmt: skip
-        own, exact = (statistics.median(figures[one]["seconds_per_user"]) for one in (name, EXACT))
-        figures[name]["time_ratio"] = own / exact
-    return figures
+        own, exact = (statistics.median(results[one]["seconds_per_user"]) for one in (name, EXACT))
+        results[name]["time_ratio"] = own / exact
+    return results
 
 
 def parse(arguments):
-    """Words -> the parser and the options."""
+    """Parse a command line. Returns the parser and the options."""
     command = parser("benchmarks.exact", __doc__, {
-        "users": (None, 1, "test rows, drawn at random, or all"), "top": (10, 1, "titles a user"),
-        "batch": (None, 1, "users at once, or the run's eval_batch_size"),
-        "repeats": (3, 1, "timed calls of each search a batch"),
+        "users": (None, 1, "number of test rows, drawn at random (default: all)"), "top": (10, 1, "titles for each user"),
+        "batch": (None, 1, "users that are ranked at once (default: the run's eval_batch_size)"),
+        "repeats": (3, 1, "timed calls of each search on each batch"),
     })  # fmt: skip
     command.add_argument("run", help="folder of a trained run of a model that writes titles")
-    command.add_argument("--beams", default="10,20,50", help="widths of the beams (10,20,50)")
-    command.add_argument("--score", choices=SCORES, help="scores of titles (the run's)")
+    command.add_argument("--beams", default="10,20,50", help="widths of the beams (default: 10,20,50)")
+    command.add_argument("--score", choices=SCORES, help="how titles are scored (default: as in the run)")
     given = command.parse_args(arguments)
     try:
         given.beams = [at_least(1)(word) for word in given.beams.split(",")]
@@ -164,16 +164,16 @@ def main(arguments=None):
         config, model, *_, test_data = load_data_and_model(given.run, options)
     except FLRError as error:
         command.error(str(error))
-    if not isinstance(model, GenerativeRecommender):
-        command.error(f"{given.run} is a run of {config['model']}, which writes no titles")
+    if not isinstance(model, Writer):
+        command.error(f"{given.run} is a run of {config['model']}, which writes no titles; expected a run of a model that does")
     rows = test_data._dataset.inter_feat
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     parts = batches(rows[order[:given.users]], given.batch or config["eval_batch_size"])
-    figures = measure(model, parts, given.beams, given.top, given.repeats)
+    results = measure(model, parts, given.beams, given.top, given.repeats)
     table = [
         [name if name == EXACT else f"beam {name}", f"{100 * one['users_differ']:.1f} %", f"{one['titles_missed']:.3f}",
          f"{100 * one['best_missed']:.1f} %", spread(one["seconds_per_user"], 1e3, 2), f"{one['time_ratio']:.2f}",
-         f"{one['tokens_per_user']:.1f}"] for name, one in figures.items()
+         f"{one['tokens_per_user']:.1f}"] for name, one in results.items()
     ]  # fmt: skip
     headers = ["search", f"users whose top {given.top} differs", "titles missed a user", "best title missed",
                "ms a user (min..max)", "to exact", "tokens a user"]  # fmt: skip
@@ -183,7 +183,7 @@ def main(arguments=None):
                 "batch": given.batch or config["eval_batch_size"], "repeats": given.repeats,
                 "titles": int((model.trie.tail_length == 0).sum()), "nodes": model.trie.num_nodes}  # fmt: skip
     report = {"command": " ".join(["python -m benchmarks.exact", *map(str, arguments)]), "settings": settings,
-              **surroundings(device=model.device.type), "results": figures}  # fmt: skip
+              **surroundings(device=model.device.type), "results": results}  # fmt: skip
     write_json(given.json, report)
     return report
 

@@ -2,25 +2,28 @@
 
     python -m benchmarks.grpo --json grpo.json
 
-A step: read the prompts, think, score the members' titles, judge them, ask the reference, backward, AdamW on what FLR
-trains. The backbone is frozen and small, its weights are random, the catalogue is made up (words of one token each, so that
-prompts and targets have the very lengths that are asked for). Versions:
+A step reads the prompts, thinks, scores the titles of all members, rewards them, asks the reference, goes backward and
+updates FLR's own weights with AdamW. The backbone is frozen and small, and its weights are random. The catalogue is made up
+of words of one token each, so prompts and targets have exactly the lengths that the options ask for. The versions:
 
-- shared: the project's, `recbole_flr.training.rollout`: a prompt is read once, without gradient, for all members and roles.
-- repeated: what comes first to mind. The prompt is repeated for each of the G members; a member's thought takes N full
-  passes over [prompt, thought] with gradient, its title one more; the old policy one full pass without, the reference N + 1.
-- repeated, frugal: the same with two savings that need no sharing of prompts: one thought a group, whose members differ only
-  by noise, and no pass of its own for the old policy where it is the policy's own (token).
+- shared: the project's, `recbole_flr.training.reinforcement`. A prompt is read once, without gradient, for all members and
+  roles.
+- repeated: the first idea. The prompt is repeated for each of the G members. A member's thought takes N full passes over
+  [prompt, thought] with gradient, and its title one more. The old policy takes one full pass without gradient, the reference
+  N + 1.
+- repeated, frugal: as `repeated`, with two savings that need no shared prompts. There is one thought for a group, whose
+  members differ only by noise. And where the old policy's probabilities are those of the policy's own pass (token), they are
+  taken from it.
 
-With `latent` only the thought has a gradient and is asked of the reference: the titles are scored once, by the old policy.
+With `latent`, only the thought has a gradient, and the reference gives a thought only. So the titles are scored once, by the
+old policy.
 
-All three do the same mathematics: before anything is timed, loss and gradients are compared in float64, for both values of
-`grpo_ratio`, on prompts and targets of unequal length and a reference that differs from the policy. The formulas of
-`recbole_flr.training.grpo` and the factor step are common to all; who reads which tokens when is not. The repeated versions
-are spared what no title needs: vocabulary logits in front of it (`logits_to_keep`), and key/value caches.
+All three do the same mathematics. Before anything is timed, losses and gradients are compared in float64 for both values of
+`grpo_ratio`, on prompts and targets of unequal length, with a reference that differs from the policy. The formulas of
+`recbole_flr.training.grpo` and the factor step are common to all versions. The versions differ in which tokens they read
+when. The repeated versions are spared what no title needs: logits before the title (`logits_to_keep`) and key/value caches.
 
-Times: the versions take turns in one process, after one step each that does not count. Memory: how far a step raises the
-resident memory of a fresh process (on CUDA, the memory that torch has allocated), after one step on a single short prompt.
+For times and memory see `benchmarks.harness`. Memory is measured after one step on a single short prompt.
 
 Shapes: B prompts, G members, L prompt tokens, T title tokens, D width, V vocabulary.
 """
@@ -38,32 +41,33 @@ from tabulate import tabulate
 
 from benchmarks.harness import in_fresh_process, in_turns, peak, spread, start_peak, surroundings, write_json
 from benchmarks.made_up import batch, build, continued, in_float64, parse_sizes, think
+from recbole_flr.contracts import LossPart, total_loss
 from recbole_flr.data.prompt import IGNORE
 from recbole_flr.model.flr import FLR
 from recbole_flr.training import grpo
-from recbole_flr.training.rollout import LatentGRPO
+from recbole_flr.training.reinforcement import LatentGRPO
 
 RATIOS = ("token", "latent")
 TOLERANCE = 1e-7  # relative, in float64
 
 
-# the versions: policy and RecBole batch -> loss
+# the versions: stage and RecBole batch -> loss
 
 
-def shared(policy, interaction):
+def shared(stage, interaction):
     """The project's version."""
-    return policy.loss(policy.rollout(interaction))
+    return total_loss(stage.rollout_losses(stage.rollout(interaction)))
 
 
-def repeated(policy, interaction, frugal=False):
+def repeated(stage, interaction, frugal=False):
     """The obvious version: every member reads its whole prompt, in every role.
 
     Args:
-        policy: LatentGRPO of an FLR, for its settings and its reference.
+        stage: LatentGRPO of an FLR, for its settings and its reference.
         interaction: RecBole batch.
-        frugal: think once a group; take the old policy's probabilities from the policy's own pass.
+        frugal: think once for a group; take the old policy's probabilities from the policy's own pass.
     """
-    model, group, token = policy.model, policy.group_size, policy.ratio == "token"
+    model, group, token = stage.model, stage.group_size, stage.ratio == "token"
     lm, thoughts = model.backbone.lm, 1 if frugal else group
     prompts = model.collator.prompts(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN])
     titles, labels = model.collator.targets(interaction[model.POS_ITEM_ID])
@@ -79,28 +83,29 @@ def repeated(policy, interaction, frugal=False):
 
     state = think(lm, model.reasoner, each(prompt, thoughts), each(mask, thoughts))
     thought = each(state.thought, group // thoughts)  # [B * G, D]
-    noise, deviation = grpo.perturb(thought[::group], group, policy.scale, policy.relative)
+    noise, deviation = grpo.perturb(thought[::group], group, stage.scale, stage.relative)
     noise, deviation = noise.flatten(0, 1), each(deviation)
     with torch.set_grad_enabled(frugal and token):
         log_probs = log_probs_of(thought + noise)
     with torch.no_grad():
         old = of_title(log_probs)
         match = matches(model.trie.to("cpu"), log_probs, titles, title_mask)
-        advantages = grpo.group_advantage(grpo.reward(old, match, title_mask, *policy.weights), policy.eps)
-        other = think(lm, policy.reference, each(prompt, thoughts), each(mask, thoughts)).thought
+        advantages = grpo.group_advantage(grpo.reward(old, match, title_mask, *stage.weights), stage.eps)
+        other = think(lm, stage.reference, each(prompt, thoughts), each(mask, thoughts)).thought
         other = each(other, group // thoughts)
         reference = of_title(log_probs_of(other + noise)) if token else None
     if token:
         own = of_title(log_probs if frugal else log_probs_of(thought + noise))
-        objective, _ = grpo.clipped_surrogate(own - old, advantages, *policy.clip)
+        objective, _ = grpo.clipped_surrogate(own - old, advantages, *stage.clip)
         objective = grpo.group_mean(objective, title_mask)
         kl = grpo.group_mean(grpo.divergence(own, reference), title_mask)
     else:
         before = thought.detach()
         log_ratio = grpo.latent_log_ratio((before + noise).unsqueeze(1), thought, before, deviation)  # [B * G, 1]
-        objective = grpo.clipped_surrogate(log_ratio.view(-1, group, 1), advantages, *policy.clip)[0].mean()
+        objective = grpo.clipped_surrogate(log_ratio.view(-1, group, 1), advantages, *stage.clip)[0].mean()
         kl = grpo.latent_divergence(thought, other, deviation).mean()
-    return model.loss_weights(policy.kl_coef * kl - objective, state.regularisers())
+    parts = {"surrogate": LossPart(-objective), "kl": LossPart(kl, stage.kl_coef), **model.loss_weights(state.regularisers())}
+    return total_loss(parts)
 
 
 VERSIONS = {"shared": shared, "repeated": repeated, "repeated, frugal": partial(repeated, frugal=True)}
@@ -113,7 +118,7 @@ def write(lm, prompt, mask, thought, titles):
 
 
 def matches(trie, log_probs, titles, mask):
-    """Whether greedy decoding among the trie's children writes the title: [B, G, T, V], [B, T], [B, T] -> [B, G]."""
+    """Whether greedy decoding under the trie writes the title: log_probs [B, G, T, V], titles and mask [B, T] -> [B, G]."""
     allowed = torch.zeros(*titles.shape, log_probs.shape[-1], dtype=torch.bool)
     for row, (title, length) in enumerate(zip(titles.tolist(), mask.sum(1).tolist())):
         node = 0
@@ -132,43 +137,44 @@ def build_frozen(given):
     """RecBole's config, FLR with a frozen backbone, and a function from item names to their ids."""
     options = {"num_refinements": given.refinements, "stages": "grpo", "group_size": given.group_size}
     config, model, ids = build(FLR, given, **options)
-    model.freeze_backbone()
+    model.freeze_encoder()
     return config, model.train(), ids
 
 
-def make_policy(model, config, ratio):
-    """LatentGRPO whose reference differs from the model; else the divergence and its gradient would be 0 in any version."""
+def make_stage(model, config, ratio):
+    """LatentGRPO with a reference that differs from the model. If it did not, the divergence would be 0 in every version."""
     config["grpo_ratio"] = ratio
-    policy = LatentGRPO(model, config)
+    stage = LatentGRPO(model, config)
+    stage.enter()
     with torch.no_grad():
-        for parameter in policy.reference.parameters():
+        for parameter in stage.reference.parameters():
             parameter *= 1.1
-    return policy
+    return stage
 
 
 # equality
 
 
-def gradients(version, policy, interaction, seed):
-    """Loss, and name -> gradient of what is trained. The noise is that of the seed."""
+def gradients(version, stage, interaction, seed):
+    """Loss, and name -> gradient of each trained parameter. The seed determines the noise."""
     torch.manual_seed(seed)
-    policy.model.zero_grad(set_to_none=True)
-    loss = VERSIONS[version](policy, interaction)
+    stage.model.zero_grad(set_to_none=True)
+    loss = VERSIONS[version](stage, interaction)
     loss.backward()
-    return loss.detach(), {name: p.grad for name, p in policy.model.named_parameters() if p.requires_grad}
+    return loss.detach(), {name: p.grad for name, p in stage.model.named_parameters() if p.requires_grad}
 
 
 def check_equal(given):
-    """Compare all versions in float64, with weights and noise so large that every path shows in the gradient.
+    """Compare all versions in float64, with weights and noise so large that every path changes the gradient.
 
-    Four rows, one history, a catalogue of three titles: whichever of them greedy decoding writes, it is the target of some
-    row and not of another. The third row's target is longer, and so is the fourth's, whose prompt is shorter.
+    There are four rows with the same history and a catalogue of three titles. Whichever title greedy decoding writes is the
+    target of some row and not of another. The third and fourth row have longer targets, and the fourth has a shorter prompt.
 
     Returns:
         the largest relative difference.
 
     Raises:
-        AssertionError: if a loss or a gradient differs, or none could by the exact match.
+        AssertionError: if a loss or a gradient differs, or if the exact match cannot make a difference.
     """
     given = argparse.Namespace(**{**vars(given), "items": 2, "batch": 4})
     config, model, ids = build_frozen(given)
@@ -181,14 +187,14 @@ def check_equal(given):
     worst = 0.0
     for ratio in RATIOS:
         for seed in range(20):
-            policy = make_policy(model, config, ratio)
-            loss, expected = gradients("shared", policy, interaction, seed)
-            if policy.figures.means()["match"] != policy.figures.means()["clean_match"]:
-                break  # some title is written with noise and not without, or the reverse: it tells in the advantages
+            stage = make_stage(model, config, ratio)
+            loss, expected = gradients("shared", stage, interaction, seed)
+            if stage.means.read()["match"] != stage.means.read()["clean_match"]:
+                break  # noise changes whether some title is written, which changes the advantages
         else:
             raise AssertionError("'shared': no noise changes what greedy decoding writes, so the exact match is not checked")
         for version in list(VERSIONS)[1:]:
-            other, found = gradients(version, make_policy(model, config, ratio), interaction, seed)
+            other, found = gradients(version, make_stage(model, config, ratio), interaction, seed)
             for name, a, b in [("loss", other, loss), *((name, found[name], expected[name]) for name in expected)]:
                 difference = ((a - b).norm() / b.norm()).item()
                 if not difference < TOLERANCE:
@@ -206,12 +212,12 @@ def steps(model, config, ratio):
     trained = [p for p in model.parameters() if p.requires_grad]
 
     def make(version):
-        policy = make_policy(model, config, ratio)
+        stage = make_stage(model, config, ratio)
         optimizer = torch.optim.AdamW(trained, config["grpo_learning_rate"])
 
         def step(interaction):
             optimizer.zero_grad()
-            version(policy, interaction).backward()
+            version(stage, interaction).backward()
             optimizer.step()
 
         return step
@@ -220,7 +226,7 @@ def steps(model, config, ratio):
 
 
 def times(given):
-    """grpo_ratio, version -> seconds of each of the steps."""
+    """Time the steps: dict, (grpo_ratio, version) -> list of seconds."""
     config, model, ids = build_frozen(given)
     interaction = batch(given, model, ids)
     found = {}
@@ -233,12 +239,12 @@ def times(given):
 
 
 def memory_growth(given, version, ratio):
-    """Bytes by which the peak of one step lies above what was in use before it. Only a fresh process gives its own peak."""
+    """Bytes by which the memory rises in one step. To be called in a fresh process, which has no earlier peak."""
     config, model, ids = build_frozen(given)
     step, interaction = steps(model, config, ratio)[version], batch(given, model, ids)
     small = Interaction({name: value[:1].clone() for name, value in interaction.interaction.items()})
     small[model.ITEM_SEQ_LEN][:] = 1
-    step(small)  # what torch sets up once belongs to no version
+    step(small)  # so that what torch sets up once is not counted
     gc.collect()
     before = start_peak(given.device)
     step(interaction)
@@ -249,15 +255,15 @@ def memory_growth(given, version, ratio):
 
 
 def parse(arguments):
-    """Words -> options."""
+    """Parse a command line. Returns the options."""
     return parse_sizes("benchmarks.grpo", __doc__, {
         "group-size": (8, 2, "G, members of a group"), "hidden": (256, 8, "D of the backbone, a multiple of 8"),
-        "layers": (4, 1, "of the backbone"), "batch": (4, 1, "B, prompts a step"),
+        "layers": (4, 1, "layers of the backbone"), "batch": (4, 1, "B, prompts in a step"),
     }, arguments)
 
 
 def main(arguments=None):
-    """Compare, measure, print the table; returns what --json writes."""
+    """Compare the versions, measure them, print the table. Returns what --json writes."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     given = parse(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning, module="recbole")
@@ -275,7 +281,7 @@ def main(arguments=None):
         one = {"grpo_ratio": ratio, "version": version, "seconds": seconds, "median": statistics.median(seconds),
                "peak_bytes": memory[ratio, version]}
         results.append(one)
-        ours = next(other for other in results if other["grpo_ratio"] == ratio)  # the first of them
+        ours = next(other for other in results if other["grpo_ratio"] == ratio)  # its first version
         one["time_ratio"] = one["median"] / ours["median"]
         one["memory_ratio"] = one["peak_bytes"] / ours["peak_bytes"] if ours["peak_bytes"] else None
         rows.append([ratio, version, spread(seconds, 1e3), f"{one['time_ratio']:.2f}",

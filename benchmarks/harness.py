@@ -1,17 +1,16 @@
-"""What the benchmarks share: versions in turn, peaks of memory, what the figures depend on, spreads.
+"""What the benchmarks share: calls in turns, peaks of memory, the machine and its software, options, spreads.
 
-A benchmark compares versions of one computation in one run. Times: after one call each that does not count, the versions
-take turns in one process (:func:`in_turns`). Memory: how far a call raises the resident memory of a process of its own
-(:func:`start_peak`, :func:`peak`, :func:`in_fresh_process`); on CUDA, the memory that torch has allocated.
+A benchmark compares versions of one computation in one run.
+
+- Times: each version is called once without being timed. Then the versions take turns in one process (:func:`in_turns`).
+- Memory: how far a call raises the resident memory of a process of its own (:func:`start_peak`, :func:`peak`,
+  :func:`in_fresh_process`). On CUDA it is the memory that torch has allocated.
+
+The functions that need torch import it when they are called: some benchmarks run without torch.
 """
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
-import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,19 +20,18 @@ from time import perf_counter
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-_CODE = ("recbole_flr", "dataset_scripts", "properties", "benchmarks")
 
 
 def in_turns(versions, repeats, device="cpu"):
-    """Seconds of each call.
+    """Time several functions, which take turns.
 
     Args:
         versions (dict): name -> function without arguments.
-        repeats: calls of each that count.
-        device: `cpu`, or `cuda`, whose work is waited for.
+        repeats: timed calls of each function.
+        device: `cpu` or `cuda`. On `cuda`, a call ends when the device has finished its work.
 
     Returns:
-        dict: name -> list of `repeats` numbers.
+        dict: name -> list of `repeats` seconds.
     """
     for version in versions.values():
         version()
@@ -49,7 +47,7 @@ def in_turns(versions, repeats, device="cpu"):
 
 
 def synchronize(device):
-    """Wait for the device."""
+    """Wait until the device has finished its work."""
     if device == "cuda":
         import torch
 
@@ -57,76 +55,67 @@ def synchronize(device):
 
 
 def start_peak(device="cpu"):
-    """Forget the peak so far. Returns the bytes that are in use now."""
-    if device == "cuda":
-        import torch
+    """Forget the peak so far. Returns the bytes in use now."""
+    import torch
 
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-    return psutil.Process().memory_info().rss
+    from recbole_flr.result import PeakMemory
+
+    PeakMemory(device).start()
+    return torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss
 
 
 def peak(device="cpu"):
-    """Bytes that were in use at most."""
-    if device == "cuda":
-        import torch
+    """The most bytes in use at a time since :func:`start_peak`."""
+    from recbole_flr.result import PeakMemory
 
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    if found:  # ru_maxrss of a process on Linux begins with that of the process that started it
-        return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return PeakMemory(device).read()
 
 
 def in_fresh_process(module, arguments):
-    """The last word, a number, that `python -m module` prints."""
+    """Run `python -m module` with these arguments. Returns the last word that it prints, which must be a whole number."""
     command = [sys.executable, "-m", module, *arguments]
     return int(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
 
 def surroundings(packages=("torch", "transformers"), device="cpu"):
-    """What the figures depend on beside the options: commit, machine, versions."""
-    git = lambda *words: subprocess.run(["git", "--no-optional-locks", *words], cwd=ROOT, capture_output=True, text=True)
-    commit = git("rev-parse", "HEAD")
-    read = lambda path, pattern: re.findall(pattern, Path(path).read_text()) if Path(path).exists() else []
-    memory = read("/proc/meminfo", r"MemTotal:\s+(\d+) kB")
-    found = {
-        "commit": commit.stdout.strip() if commit.returncode == 0 else "unknown",
-        "changed_since": bool(git("status", "--porcelain", "--", *_CODE).stdout.strip()),
-        "cpu": (read("/proc/cpuinfo", r"model name\s*: (.*)") or [platform.processor()])[0], "cpus": os.cpu_count(),
-        "memory_bytes": int(memory[0]) * 1024 if memory else None, "system": platform.platform(),
-        "python": platform.python_version(), "device": "cpu",
-        **{name: next((found.version for found in importlib.metadata.distributions(name=name)), None) for name in packages},
-    }  # fmt: skip
-    if "torch" in packages:
-        import torch
+    """What the results depend on besides the options.
 
-        found.update(threads=torch.get_num_threads())
-        found.update(device=torch.cuda.get_device_name() if device == "cuda" else "cpu")
-    return found
+    Args:
+        packages: names of packages whose versions are wanted.
+        device: `cpu` or `cuda`.
+
+    Returns:
+        dict with `commit` (40 hex digits or `unknown`), `changed_since` (whether tracked files were changed since the commit),
+        the fields of :func:`recbole_flr.result.hardware`, `python`, and the version of each package. `threads` and `gpu`
+        describe torch, so they are left out where torch is not among the packages.
+    """
+    from recbole_flr.result import commit_of, hardware, versions
+
+    commit = commit_of(ROOT / "recbole_flr") or "unknown"
+    machine = hardware(device)
+    if "torch" not in packages:
+        del machine["threads"], machine["gpu"]
+    return {"commit": commit.rstrip("+"), "changed_since": commit.endswith("+"), **machine, **versions(packages)}
 
 
 def parser(module, description, numbers):
-    """An argparse parser of whole-number options.
+    """An argparse parser of whole-number options, with `--json`.
 
     Args:
-        module: name, as `benchmarks.grpo`.
+        module: name, such as `benchmarks.grpo`.
         description: text, of which the first paragraph is shown.
         numbers (dict): option -> (default or None, least value, meaning).
     """
     found = argparse.ArgumentParser(f"python -m {module}", description=description.split("\n\n")[0])
     for name, (default, least, meaning) in numbers.items():
-        found.add_argument(f"--{name}", type=at_least(least), default=default,
-                           help=meaning + (f" ({default})" if default is not None else ""))  # fmt: skip
-    found.add_argument("--json", type=Path, help="file to be written with all figures")
+        shown = "" if default is None else f" (default: {default})"
+        found.add_argument(f"--{name}", type=at_least(least), default=default, help=meaning + shown)
+    found.add_argument("--json", type=Path, help="file to write all results to")
     return found
 
 
 def at_least(least):
-    """What makes a whole number of that size at least of a word, for argparse."""
+    """A type for argparse: whole numbers that are not less than `least`."""
 
     def number(word):
         if int(word) < least:
@@ -137,26 +126,26 @@ def at_least(least):
 
 
 def add_device(parser):
-    """The option `--device`."""
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    """Add the option `--device`."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the models run (default: cpu)")
 
 
 def check_device(parser, device):
-    """Ends the program if there is no such device."""
+    """End the program with an error if `device` is cuda and there is no GPU."""
     if device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
-            parser.error("argument --device: found cuda, but torch sees no GPU")
+            parser.error("argument --device: found cuda, but torch sees no GPU; expected --device=cpu here")
 
 
 def spread(values, scale=1, digits=1):
-    """Median, least and greatest: `12.3 (11.9..13.0)`, each times `scale`."""
+    """Median, least and greatest value, each times `scale`, as text: `12.3 (11.9..13.0)`."""
     middle, low, high = (f"{scale * value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
     return f"{middle} ({low}..{high})"
 
 
 def write_json(path, report):
-    """Write what a benchmark found, if `path` is not None."""
+    """Write the results of a benchmark to a file. Without a path, nothing is written."""
     if path:
         Path(path).write_text(json.dumps(report, indent=1) + "\n")

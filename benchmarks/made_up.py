@@ -119,10 +119,10 @@ def interaction(model, rows):
 # ---- prompts and targets of exact lengths ------------------------------------------------------------------------------
 
 SIZES = {  # option: default, least, meaning
-    "prompt": (200, 5, "L, tokens of a prompt, more than two targets"), "target": (12, 2, "T, tokens of a target with its end"),
-    "layers": (2, 1, "of the backbone"), "refinements": (2, 1, "N, of a thought"),
+    "prompt": (200, 5, "L, tokens of a prompt; longer than two targets"), "target": (12, 2, "T, tokens of a target with its end"),
+    "layers": (2, 1, "layers of the backbone"), "refinements": (2, 1, "N, refinements of a thought"),
     "items": (1000, 1, "titles of the made-up catalogue"), "vocabulary": (4000, 8, "V, tokens of the made-up vocabulary"),
-    "repeats": (5, 1, "timed steps of each version"), "threads": (None, 1, "of torch, or its own choice"),
+    "repeats": (5, 1, "timed steps of each version"), "threads": (None, 1, "threads of torch (default: torch's own choice)"),
 }  # fmt: skip
 
 

@@ -1,9 +1,9 @@
-"""Popularity ranking on the very rows that the models get: the floor that a recommender must beat.
+"""Popularity ranking on the same rows that the models get: every recommender should do better.
 
     python -m benchmarks.popularity --dataset=toys_demo
 
-Scores every item by how often it is a target in the training rows; ranks, masks and measures as RecBole does for a
-sequential model (RecBole's own Pop is a general model and would be asked other questions).
+An item's score is how often it is a target in the training rows. Ranks, masks and metrics are those of RecBole for a sequential
+model. (RecBole's own Pop is a general model, which is evaluated in another way.)
 """
 
 import sys
@@ -20,7 +20,7 @@ from recbole_flr.trainer import with_safe_checkpoints
 
 
 class Popularity(SequentialRecommender):
-    """Every user gets the same ranking."""
+    """Gives every user the same ranking."""
 
     input_type = InputType.POINTWISE
 
@@ -29,12 +29,12 @@ class Popularity(SequentialRecommender):
         self.counts = torch.nn.Parameter(torch.from_numpy(training_popularity(dataset)).float())
 
     def full_sort_predict(self, interaction):
-        """[B, n_items]."""
+        """Scores of all items: [B, n_items]."""
         return self.counts.detach().repeat(len(interaction), 1)
 
 
 def main(arguments):
-    """Print validation and test results; returns the test's."""
+    """Print the results of validation and test. Returns those of the test."""
     from recbole.trainer import Trainer
 
     options = {"dataset": "toys_demo", "state": "ERROR", "eval_batch_size": "512", **parse_arguments(arguments)}

@@ -98,11 +98,11 @@ class Counting(TreeDecoder):
 def time_decoding(given, model, shops, tries, rows):
     """Figures of decoding with one model, for the users' histories `rows` [B, H + 1]: dict size -> figures."""
     model.collator = shops[given.sizes[0]].collator
-    reading = model.read_history(interaction(model, rows))  # it is the same at all sizes
+    thought = model.think(model.read_context(interaction(model, rows)))  # it is the same at all sizes
 
     def decode(trie):
         model.trie = trie
-        return model.decode(reading)
+        return model.decode(thought)
 
     beams = {size: decode(tries[size]) for size in given.sizes}
     seconds = in_turns({size: partial(decode, tries[size]) for size in given.sizes}, given.repeats)
@@ -110,8 +110,8 @@ def time_decoding(given, model, shops, tries, rows):
     spreading = in_turns(spreading, given.repeats)
     base, results = base_size(given), {}
     for size in given.sizes:
-        counted = Counting(model.backbone, reading)
-        beam_search(counted, tries[size], given.beams, top=model.top, score=model.score)
+        counted = Counting(model.backbone, thought)
+        beam_search(counted, tries[size], given.beams, top=model.top_texts, score=model.score)
         a_user = [second / given.users for second in seconds[size]]
         ratios = [one / other for one, other in zip(seconds[size], seconds[base])]
         results[size] = {

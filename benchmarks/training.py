@@ -2,26 +2,27 @@
 
     python -m benchmarks.training --json training.json
 
-A step: read B prompts of L tokens, refine the thought N times, write targets of T tokens, loss, backward, AdamW on all
-weights. The weights are random, the catalogue is made up (words of one token each, so that prompts and targets have the very
-lengths that are asked for). Versions:
+A step reads B prompts of L tokens, refines the thought N times, writes targets of T tokens, takes the loss, goes backward and
+updates all weights with AdamW. The weights are random. The catalogue is made up of words of one token each, so prompts and
+targets have exactly the lengths that the options ask for. The versions:
 
-- ours: the project's FLR. A prompt is read once; N - 1 passes of one token and one of the target follow behind its cache; only
-  the target's positions are projected on the vocabulary.
-- obvious: N + 1 full passes of the language model, each with the logits of all positions, the loss as transformers takes it
-  (labels of -100 where there is no target).
-- obvious, frugal: the same, but the N thoughts call the trunk alone, so that only the last pass has logits, of all positions.
-- no thought: the same language model without reasoning, one full pass over prompt and target, target positions projected.
-- BIGRec: the project's; the same mathematics as `no thought`. As it reads the target behind the prompt's cache and nothing asks
-  for the prompt's states themselves, the last layer of the prompt has no backward pass, which FLR's factors do need: 2 of 3 n
-  parts of n layers, a third of all at the compact size, nothing much at that of a language model.
+- ours: the project's FLR. It reads a prompt once. N - 1 passes of one token and one pass over the target follow on the
+  prompt's cache. Only the target's positions are projected on the vocabulary.
+- obvious: N + 1 full passes of the language model, each with the logits of all positions. The loss is the one of
+  transformers, with labels of -100 where there is no target.
+- obvious, frugal: as `obvious`, but the N thoughts call the trunk alone. Only the last pass has logits, of all positions.
+- no thought: the same language model without reasoning. One full pass over prompt and target; target positions are projected.
+- BIGRec: the project's. The mathematics is that of `no thought`. BIGRec reads the target with the prompt's cache, and nothing
+  uses the last states of the prompt. So the last layer has no backward pass over the prompt, which FLR's factors do need. At
+  the compact size that saves a third of the work, in a large language model very little (2 of 3 n parts of n layers).
 
-With --compile also `ours, compiled`: the same with `torch_compile`. Its first step, which compiles, is timed on its own.
+With --compile there is also `ours, compiled`: the same with `torch_compile`. Its first step, which compiles, is timed
+separately.
 
-Before anything is timed, loss and gradients of the first three are compared in float64, on prompts and targets of unequal
-length; the last two with each other. Dropout is off.
+Before anything is timed, losses and gradients are compared in float64, on prompts and targets of unequal length: `ours` with
+both `obvious` versions, and `BIGRec` with `no thought`. There is no dropout.
 
-Time and memory: see `benchmarks.harness`; memory after one step on a single short prompt.
+For times and memory see `benchmarks.harness`. Memory is measured after one step on a single short prompt.
 
 Shapes: B prompts, L prompt tokens, T title tokens, D width, V vocabulary.
 """
@@ -41,6 +42,7 @@ from torch import nn
 
 from benchmarks.harness import in_fresh_process, in_turns, peak, spread, start_peak, surroundings, write_json
 from benchmarks.made_up import batch, build, continued, in_float64, parse_sizes, think
+from recbole_flr.contracts import LossPart, total_loss
 from recbole_flr.data.prompt import IGNORE
 from recbole_flr.model.bigrec import BIGRec
 from recbole_flr.model.flr import FLR
@@ -53,7 +55,7 @@ OPTIONS = {"embedding_dropout": 0.0}
 
 
 def ours(model, interaction):
-    """The project's version; BIGRec's too."""
+    """The project's version, for FLR and BIGRec."""
     return model.calculate_loss(interaction)
 
 
@@ -65,7 +67,7 @@ def obvious(model, interaction, frugal=False):
     trunk = lm.base_model if frugal else partial(_with_logits, lm)
     state = think(lm, model.reasoner, prompt, prompts.mask, trunk)
     loss = _full_pass(model, interaction, torch.cat([prompt, state.thought.unsqueeze(1)], dim=1), prompts.mask)
-    return model.loss_weights(loss, state.regularisers())
+    return total_loss({"title": LossPart(loss), **model.loss_weights(state.regularisers())})
 
 
 def no_thought(model, interaction):
@@ -80,14 +82,14 @@ def no_thought(model, interaction):
 
 
 def _with_logits(lm, **text):
-    """The whole language model, for its last hidden states."""
+    """Run the language model with its logits, like a trunk: the output has `last_hidden_state`."""
     out = lm(**text, output_hidden_states=True)
     out.last_hidden_state = out.hidden_states[-1]
     return out
 
 
 def _full_pass(model, interaction, prefix, mask):
-    """[B, P, D] with the title behind -> mean cross entropy of the title, as transformers takes it."""
+    """Mean cross entropy of the title after a prefix [B, P, D], computed as transformers does it."""
     lm = model.backbone.lm
     titles, labels = model.collator.targets(interaction[model.POS_ITEM_ID])
     mask = torch.cat([mask, mask.new_ones(len(mask), prefix.shape[1] - mask.shape[1])], dim=1)
@@ -138,7 +140,7 @@ def check_equal(given):
 
 
 def _gradients(version, model, interaction):
-    """`loss`, and name -> gradient."""
+    """dict: `loss`, and the gradient of each parameter by its name."""
     model.zero_grad(set_to_none=True)
     loss = version(model, interaction)
     loss.backward()
@@ -153,7 +155,7 @@ def _options(model_class, given):
 
 
 def make_step(given, version):
-    """A function that makes one optimizer step on the benchmark's batch, and one that makes it on a single short prompt."""
+    """Two functions that make one optimizer step: on the benchmark's batch, and on a single short prompt."""
     model_class, loss_of = WITH_COMPILED[version]
     config, model, ids = build(model_class, given, **_options(model_class, given), torch_compile=version == COMPILED)
     model.train()
@@ -171,9 +173,9 @@ def make_step(given, version):
 
 
 def memory_growth(given, version):
-    """Bytes by which the peak of one step lies above what was in use before it. Only a fresh process gives its own peak."""
+    """Bytes by which the memory rises in one step. To be called in a fresh process, which has no earlier peak."""
     step, small = make_step(given, version)
-    small()  # what torch sets up once belongs to no version
+    small()  # so that what torch sets up once is not counted
     gc.collect()
     before = start_peak(given.device)
     step()
@@ -184,14 +186,14 @@ def memory_growth(given, version):
 
 
 def parse(arguments):
-    """Words -> options."""
+    """Parse a command line. Returns the options."""
     return parse_sizes("benchmarks.training", __doc__, {
-        "hidden": (128, 8, "D of the backbone, a multiple of 8"), "batch": (32, 1, "B, prompts a step"),
-    }, arguments, switches={"compile": "time a compiled backbone, too"})
+        "hidden": (128, 8, "D of the backbone, a multiple of 8"), "batch": (32, 1, "B, prompts in a step"),
+    }, arguments, switches={"compile": "also time a compiled backbone"})
 
 
 def main(arguments=None):
-    """Compare, measure, print the table; returns what --json writes."""
+    """Compare the versions, measure them, print the table. Returns what --json writes."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     given = parse(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning, module="recbole")

@@ -83,12 +83,12 @@ def commit_of(folder):
         return None
 
 
-def versions():
-    """Versions of Python and of the packages that results depend on; None for what is not installed."""
+def versions(packages=PACKAGES):
+    """Versions of Python and of packages: name -> version, None for a package that is not installed."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in packages:
         found[name] = next((each.version for each in importlib.metadata.distributions(name=name)), None)
-    if found["recbole_flr"] is None:  # run from a checkout
+    if "recbole_flr" in found and found["recbole_flr"] is None:  # run from a checkout
         import recbole_flr
 
         found["recbole_flr"] = recbole_flr.__version__

@@ -1,4 +1,4 @@
-"""The benchmark of decoding at a tiny size: its comparison notices errors; what it prints and writes."""
+"""The benchmark of decoding at a tiny size: its comparison notices every error, and its report is complete."""
 
 import json
 from dataclasses import replace
@@ -9,8 +9,8 @@ import torch
 
 from benchmarks import decoding as benchmark
 from recbole_flr.decoding import Beams
-from recbole_flr.model.generative import GenerativeRecommender
 from recbole_flr.model.tree import TreeDecoder
+from recbole_flr.model.writer import Writer
 
 TINY = ["--titles=60", "--users=3", "--beams=3", "--warmup=2", "--repeats=2", "--threads=1"]
 
@@ -30,14 +30,14 @@ def test_table_and_json(capsys):
     assert report["settings"]["titles"] == 60 and report["threads"] == 1
 
 
-def worse(whole, model, reading, top=None):
-    """Only the second best and those behind it."""
-    beams = whole(model, reading, 2 * (top or model.top))
+def worse(whole, model, thought, top=None):
+    """Find the second best titles and those after them."""
+    beams = whole(model, thought, 2 * (top or model.top_texts))
     return Beams(beams.nodes[:, 1:4], beams.scores[:, 1:4])
 
 
-def shifted(whole, model, reading, top=None):
-    beams = whole(model, reading, top)
+def shifted(whole, model, thought, top=None):
+    beams = whole(model, thought, top)
     return replace(beams, scores=beams.scores + 0.1)
 
 
@@ -46,8 +46,8 @@ def other_tokens(whole, tree, tokens, *args, **kwargs):
 
 
 BREAKS = {
-    "titles": (GenerativeRecommender, "decode", worse, "worse than generate's"),
-    "scores": (GenerativeRecommender, "decode", shifted, "the score of a title differs"),
+    "titles": (Writer, "decode", worse, "worse than generate's"),
+    "scores": (Writer, "decode", shifted, "the score of a title differs"),
     "tokens": (TreeDecoder, "extend", other_tokens, "the ranking of textbook is not that of generate"),
 }
 

@@ -1,4 +1,4 @@
-"""What a beam misses beside exact search: the counting on made-up lists, and the command on a run made here."""
+"""The benchmark of exact search: it counts right on made-up lists, and its command works on a run made here."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from recbole_flr.quick_start import run_recbole_flr
 
 
 def beams(*rows):
-    """Rows of (node, score), padded."""
+    """Beams from rows of (node, score), padded."""
     width = max(map(len, rows))
     nodes, scores = torch.full((len(rows), width), -1), torch.full((len(rows), width), -math.inf)
     for at, row in enumerate(rows):
@@ -29,7 +29,7 @@ BEST = [(5, -1.0), (3, -2.0), (9, -3.0)]
 @pytest.mark.parametrize("row, missed, best", [
     (BEST, 0, False), (BEST[:2] + [(7, -3.5)], 1, False), (BEST[:2] + [(7, -3.5), (9, -3.0)][::-1], 0, False),
     ([(3, -2.0), (9, -3.0), (7, -4.0)], 1, True), (BEST[:1], 2, False), ([(7, -4.0), (8, -5.0), (1, -6.0)], 3, True),
-    (BEST[:2] + [(7, -3.0)], 0, False),  # a tie with the last is no miss
+    (BEST[:2] + [(7, -3.0)], 0, False),  # a tie with the last title is no miss
     ([(3, -2.0), (9, -3.0), (1, -3.1), (5, -1.0)][:3], 1, True),
 ])  # fmt: skip
 def test_what_counts_as_missed(row, missed, best):
@@ -64,7 +64,7 @@ def test_the_command_on_a_run(tiny_data, capsys):
     assert report["settings"]["users"] == 7 and report["command"].endswith("--json out.json") and report["commit"]
     results = report["results"]
     assert list(results) == ["exact", "1", "2", "50"]
-    for name in ("exact", "50"):  # more beams than titles miss nothing
+    for name in ("exact", "50"):  # with more beams than titles nothing is missed
         assert results[name]["users_differ"] == results[name]["titles_missed"] == results[name]["best_missed"] == 0
     assert results["1"]["users_differ"] > 0 and 0 < results["1"]["titles_missed"] <= 4
     assert results["1"]["titles_missed"] >= results["2"]["titles_missed"]
@@ -81,7 +81,7 @@ def test_the_command_on_a_run(tiny_data, capsys):
     ]
 
 
-def test_what_is_no_run_of_titles(tiny_data, capsys):
+def test_a_run_of_a_model_without_titles_is_refused(tiny_data, capsys):
     with pytest.raises(SystemExit):
         exact.main(["nowhere"])
     assert "nowhere" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The benchmark of the reinforcement stage at tiny sizes: its comparison notices errors; what it prints and writes."""
+"""The benchmark of the reinforcement stage at tiny sizes: its comparison notices every error, and its report is complete."""
 
 import json
 from dataclasses import replace
@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from benchmarks import grpo as benchmark
-from recbole_flr.model.generative import GenerativeRecommender
-from recbole_flr.training import grpo
+from recbole_flr.model import writer
 
 TINY = ["--hidden=32", "--layers=1", "--prompt=20", "--target=4", "--group-size=3", "--batch=2", "--repeats=1", "--items=5",
         "--vocabulary=60"]
@@ -21,21 +20,21 @@ def test_versions_agree():
 
 
 def with_members(change):
-    """A break of the members' pass: change(reading, seeds) -> reading, seeds."""
-    whole = GenerativeRecommender.member_hidden
-    broken = lambda self, reading, seeds, titles: whole(self, *change(reading, seeds), titles)
-    return lambda patch: patch.setattr(GenerativeRecommender, "member_hidden", broken)
+    """Break the pass over the members: change(context, thoughts) -> context, thoughts."""
+    whole = writer.Writer.branch_states
+    broken = lambda self, context, thoughts, titles: whole(self, *change(context, thoughts), titles)
+    return lambda patch: patch.setattr(writer.Writer, "branch_states", broken)
 
 
 def with_shared(change):
-    """A break of the whole version: change(policy, interaction) before it runs."""
+    """Break the whole version: change(stage, interaction) is called before it runs."""
     return lambda patch: patch.setitem(
-        benchmark.VERSIONS, "shared", lambda policy, batch: (change(policy, batch), benchmark.shared(policy, batch))[1]
+        benchmark.VERSIONS, "shared", lambda stage, batch: (change(stage, batch), benchmark.shared(stage, batch))[1]
     )
 
 
 def with_repeated(name, change):
-    """A break of one function of the obvious version."""
+    """Break one function of the obvious version."""
     whole = getattr(benchmark, name)
     return lambda patch: patch.setattr(benchmark, name, lambda *args: change(whole, *args))
 
@@ -50,13 +49,13 @@ def _once(reasoner):
 
 
 BREAKS = {
-    "positions of the members": with_members(lambda reading, seeds: (replace(reading, length=reading.length + 1), seeds)),
-    "padding is seen": with_members(lambda reading, seeds: (replace(reading, mask=reading.mask | True), seeds)),
-    "no gradient through the members": with_members(lambda reading, seeds: (reading, seeds.detach())),
-    "members without noise": with_members(lambda reading, seeds: (reading, seeds[:, :1].expand_as(seeds))),
-    "exact match": lambda patch: patch.setattr(grpo, "best_children", partial(_worst_children, grpo.best_children)),
-    "other noise": with_shared(lambda policy, batch: torch.manual_seed(25)),
-    "no reference": with_shared(lambda policy, batch: setattr(policy, "reference", policy.model.reasoner)),
+    "positions of the members": with_members(lambda context, thoughts: (replace(context, length=context.length + 1), thoughts)),
+    "padding is seen": with_members(lambda context, thoughts: (replace(context, mask=context.mask | True), thoughts)),
+    "no gradient through the members": with_members(lambda context, thoughts: (context, thoughts.detach())),
+    "members without noise": with_members(lambda context, thoughts: (context, thoughts[:, :1].expand_as(thoughts))),
+    "exact match": lambda patch: patch.setattr(writer, "best_children", partial(_worst_children, writer.best_children)),
+    "other noise": with_shared(lambda stage, batch: torch.manual_seed(25)),
+    "no reference": with_shared(lambda stage, batch: setattr(stage, "reference", stage.model.reasoner)),
     "one refinement": with_repeated("think", lambda think, lm, reasoner, *text: think(lm, _once(reasoner), *text)),
     "mask of the prompts": with_repeated("continued", lambda whole, prompt, mask, new: whole(prompt, mask | True, new)),
 }
@@ -72,7 +71,7 @@ def test_a_wrong_version_is_not_timed(monkeypatch, name):
 
 def test_table_and_json(one_process, capsys):
     report = benchmark.main([*TINY, "--repeats=2", "--threads=1", "--json=figures.json"])
-    lines = [line for line in capsys.readouterr().out.splitlines() if not line.isdecimal()]  # those of --memory-of
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.isdecimal()]  # --memory-of prints numbers
     assert lines[0].startswith("Loss and gradients agree")
     head, rule, *rows = lines[1:]
     assert head.split("  ")[0] == "grpo_ratio" and "time ms (min..max)" in head and "peak memory MB" in head
@@ -81,7 +80,7 @@ def test_table_and_json(one_process, capsys):
 
     assert report == json.loads(Path("figures.json").read_text())
     assert report["settings"]["group_size"] == 3 and report["settings"]["prompt"] == 20
-    assert report["threads"] == 1 and report["torch"] == torch.__version__ and report["cpu"] and report["device"] == "cpu"
+    assert report["threads"] == 1 and report["torch"] == torch.__version__ and report["cpu"] and report["gpu"] is None
     assert len(report["commit"]) == 40 or report["commit"] == "unknown"
     assert report["largest_difference"] < benchmark.TOLERANCE
     found = [(one["grpo_ratio"], one["version"]) for one in report["results"]]
@@ -91,7 +90,7 @@ def test_table_and_json(one_process, capsys):
         assert len(one["seconds"]) == 2 and min(one["seconds"]) <= one["median"] <= max(one["seconds"])
         assert one["peak_bytes"] >= 0
     assert report["results"][0]["time_ratio"] == report["results"][3]["time_ratio"] == 1
-    assert [path.name for path in Path().iterdir()] == ["figures.json"]  # nothing else is left behind
+    assert [path.name for path in Path().iterdir()] == ["figures.json"]  # no other file is left behind
 
 
 @pytest.mark.parametrize("word", ["--prompt=8", "--group-size=1", "--target=1", "--repeats=0", "--device=cuda"])

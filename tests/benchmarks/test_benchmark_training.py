@@ -1,4 +1,4 @@
-"""The benchmark of the supervised stage at tiny sizes: its comparison notices errors; what it prints and writes."""
+"""The benchmark of the supervised stage at tiny sizes: its comparison notices every error, and its report is complete."""
 
 import json
 from dataclasses import replace
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from benchmarks import training as benchmark
-from recbole_flr.model.generative import GenerativeRecommender
-from recbole_flr.model.reasoner import Context, Reasoner
+from recbole_flr.model.flr import FLR
+from recbole_flr.model.reasoner import Reasoner
+from recbole_flr.model.writer import Writer
 
 TINY = ["--hidden=32", "--layers=1", "--prompt=20", "--target=4", "--batch=2", "--repeats=1", "--items=5", "--vocabulary=60"]
 
@@ -19,31 +20,34 @@ def test_versions_agree():
 
 
 def changed(owner, name, change):
-    """A break of one method: change(whole, *args) in its place."""
+    """Break a method: change(whole method, *args) takes its place."""
     whole = getattr(owner, name)
     return lambda patch: patch.setattr(owner, name, lambda *args: change(whole, *args))
 
 
+def with_title(change):
+    """Break the pass over the title: change(thought) -> thought."""
+    return changed(Writer, "title_states", lambda whole, model, thought, titles: whole(model, change(thought), titles))
+
+
 def once(whole, reasoner, *args):
+    """Think with one refinement."""
     reasoner.num_refinements, wanted = 1, reasoner.num_refinements
-    reading = whole(reasoner, *args)
+    thought = whole(reasoner, *args)
     reasoner.num_refinements = wanted
-    return reading
+    return thought
+
+
+def with_context(thought, **changes):
+    return replace(thought, context=replace(thought.context, **changes))
 
 
 BREAKS = {
-    "positions of the title": changed(
-        GenerativeRecommender, "title_hidden",
-        lambda whole, model, reading, titles: whole(model, replace(reading, length=reading.length + 1), titles),
-    ),
-    "padding is seen": changed(
-        GenerativeRecommender, "title_hidden",
-        lambda whole, model, reading, titles: whole(model, replace(reading, mask=reading.mask | True), titles),
-    ),
-    "no gradient through the thought": changed(
-        Context, "reading", lambda whole, context, thought, state: whole(context, thought.detach(), state)
-    ),
-    "one refinement": changed(Reasoner, "forward", once),
+    "positions of the title": with_title(lambda thought: with_context(thought, length=thought.context.length + 1)),
+    "padding is seen": with_title(lambda thought: with_context(thought, mask=thought.context.mask | True)),
+    "no gradient through the thought": with_title(lambda thought: replace(thought, embedding=thought.embedding.detach())),
+    "one refinement": changed(Reasoner, "think", once),
+    "no regularisers": changed(FLR, "own_losses", lambda whole, *args: {}),
 }
 
 
@@ -59,7 +63,7 @@ def test_table_and_json(one_process, capsys):
     report = benchmark.main([*TINY, "--repeats=2", "--threads=1", "--json=figures.json"])
     started = [(words[0], *words[-2:]) for words in one_process]
     assert started == [("benchmarks.training", "--memory-of", version) for version in benchmark.VERSIONS]
-    lines = [line for line in capsys.readouterr().out.splitlines() if not line.isdecimal()]  # those of --memory-of
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.isdecimal()]  # --memory-of prints numbers
     assert lines[0].startswith("Loss and gradients agree")
     assert [line.split("  ")[0] for line in lines[3:]] == list(benchmark.VERSIONS)
 

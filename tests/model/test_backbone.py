@@ -1,4 +1,4 @@
-"""Loading, building and tokenising; the functional cache."""
+"""Loading and building backbones, tokenising, logits, and the cache, which a pass never changes."""
 
 import copy
 
@@ -63,7 +63,7 @@ def test_what_is_trained(saved_models, family, trainable):
         return
     ids, positions = torch.tensor([[5, 9, 40]]), torch.arange(3)[None]
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=1.0)
-    for _ in range(2):  # LoRA's B starts at zero, so A moves in the second step
+    for _ in range(2):  # LoRA's B is zero at first, so A moves only in the second step
         hidden, _ = backbone(backbone.embed(ids), torch.ones_like(ids, dtype=torch.bool), positions)
         backbone.logits(hidden).square().mean().backward()
         optimizer.step()
@@ -112,7 +112,7 @@ def test_precision_by_itself(monkeypatch, pretrained, trainable, device, expecte
 
 
 def test_a_compiled_backbone_gives_what_a_plain_one_gives(monkeypatch):
-    """With a cache and a tree's mask; traced only, as compiling itself takes a minute. A copy is not compiled."""
+    """With a cache and the mask of a tree. The graph is only traced, as compiling takes a minute. A copy is not compiled."""
     whole, calls = torch.nn.Module.compile, []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: whole(self, backend=backend, **options))
 
@@ -152,11 +152,11 @@ def test_a_cache_that_grows_in_place_gives_what_one_pass_gives(room):
             rest, _ = backbone(backbone.embed(ids[:, start:end]), seen[:, :end], positions[:, start:end], grown)
             torch.testing.assert_close(rest, whole[:, start:end], rtol=1e-6, atol=1e-6)
             assert all(layer.keys.shape[2] == layer.values.shape[2] == end for layer in grown.layers)
-            assert all(torch.equal(keys, copy) for keys, copy in zip(earlier, kept))  # views of before are not written over
+            assert all(torch.equal(keys, copy) for keys, copy in zip(earlier, kept))  # earlier views keep their values
     assert all(torch.equal(k, k_) and torch.equal(v, v_) for (k, v), (k_, v_) in zip(cache, before))
 
 
-def test_a_row_that_sees_nothing_is_no_nan():
+def test_a_row_whose_mask_is_empty_gives_no_nan():
     backbone = made()
     hidden, _ = backbone(torch.randn(1, 2, 16), torch.zeros(1, 2, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.long))
     assert hidden.isfinite().all()
@@ -216,7 +216,7 @@ def test_families_that_scale_their_logits(tmp_path, saved_models, family, extra)
     settings = AutoConfig.for_model(family, vocab_size=340, pad_token_id=0, bos_token_id=1, eos_token_id=2, **small, **extra)
     torch.manual_seed(0)
     own = AutoModelForCausalLM.from_config(settings).eval()
-    torch.nn.init.normal_(own.get_output_embeddings().weight)  # so that a cap is felt
+    torch.nn.init.normal_(own.get_output_embeddings().weight)  # large enough for a cap on the logits to act
     backbone = Backbone(own, load_tokenizer(saved_models["qwen2"])).eval()
     backbone.check_logits()
     ids, positions = torch.tensor([[5, 9, 40]]), torch.arange(3)[None]

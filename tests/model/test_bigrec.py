@@ -1,4 +1,4 @@
-"""BIGRec against full passes of the language model, one row and one title at a time; both ways to ground."""
+"""BIGRec with both kinds of grounding against full passes of the language model, one row and one title at a time."""
 
 import json
 import math
@@ -10,8 +10,10 @@ from conftest import draw_weights
 
 from recbole_flr.data.prompt import IGNORE
 from recbole_flr.errors import ConfigError
-from recbole_flr.registry import get_trainer
+from recbole_flr.model.bigrec import SupervisedBIGRec
+from recbole_flr.trainer import build_trainer
 from recbole_flr.training import checkpoint
+from recbole_flr.training.warmup import WarmUp
 
 BACKBONES = ["compact", "qwen2", "llama", "gpt2"]
 
@@ -30,7 +32,7 @@ def bigrec(build, saved_models):
 
 
 def teach(model, rows, steps):
-    """Steps of Adam on some rows. Returns nothing; the model is left in evaluation mode."""
+    """Train the model on some rows for some steps of Adam. It is in evaluation mode afterwards."""
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     model.train()
     for _ in range(steps):
@@ -40,7 +42,7 @@ def teach(model, rows, steps):
     model.eval()
 
 
-# the same without batch, padding, cache and trie
+# the oracles: the same mathematics without batch, padding, cache and trie
 
 
 def prompt_of(model, rows, row):
@@ -51,7 +53,7 @@ def prompt_of(model, rows, row):
 
 
 def title_log_prob(model, prompt, title):
-    """Log-probability of a title after a prompt by one full pass: a scalar that carries gradient."""
+    """Log-probability of a title after a prompt by one full pass: a scalar with gradient."""
     logits = model.backbone.lm(input_ids=torch.tensor([prompt + title]), use_cache=False).logits[0]
     ends = {tuple(model.collator.titles.row(item)) for item in range(1, model.n_items)}
     total = 0.0
@@ -65,7 +67,7 @@ def title_log_prob(model, prompt, title):
 
 
 def write_slowly(model, prompt, limit):
-    """The greedy text after a prompt, without its end: a full pass a token."""
+    """The greedy text after a prompt, without its end. Each token takes a full pass."""
     text = []
     while len(text) < limit:
         logits = model.backbone.lm(input_ids=torch.tensor([prompt + text]), use_cache=False).logits
@@ -122,7 +124,7 @@ def test_loss_and_gradient_are_those_of_plain_full_passes(bigrec, backbone, opti
     assert len(set(model.prompt_lengths(rows).tolist())) > 2
     parameters = dict(model.named_parameters())
     assert all(name.startswith("backbone.") for name in parameters)
-    model.train()  # where the checkpoints are at work
+    model.train()  # gradient checkpoints are made in training only
     loss = model.calculate_loss(rows)
     gradients = torch.autograd.grad(loss, parameters.values())
     count = (model.collator.targets(rows[model.ITEM_ID])[1] != IGNORE).sum()
@@ -170,7 +172,7 @@ def test_greedy_writing_equals_a_loop_of_full_passes(bigrec, backbone, steps):
         got = cut(model, written)
         assert got == [write_slowly(model, prompt_of(model, rows, row), 7) for row in range(len(rows))]
     ended = (written == model.backbone.end_id).any(1)
-    assert ended.all() if steps else not ended.any()  # both ways to stop are seen
+    assert ended.all() if steps else not ended.any()  # texts stop at their end, or at the limit
     assert len(set(map(tuple, got))) > 1
 
 
@@ -188,7 +190,7 @@ def test_beams_write_the_best_of_all_texts(bigrec, penalty):
             first = lm(input_ids=prompt[None], use_cache=False).logits[0, -1].log_softmax(-1)
             longer = torch.cat([prompt.expand(size, -1), torch.arange(size)[:, None]], dim=1)
             both = first[:, None] + lm(input_ids=longer, use_cache=False).logits[:, -1].log_softmax(-1)
-            both[end] = -math.inf  # nothing follows the end
+            both[end] = -math.inf  # no token follows the end
             best = divmod(int(both.argmax()), size)
             expected.append([] if first[end] > both.max() / 2 ** penalty else [t for t in best if t != end])
         got = cut(model, model.write(prompts_of(model, rows)))
@@ -225,7 +227,7 @@ def test_batch_equals_singles(bigrec, beams):
 
 
 @pytest.mark.parametrize("start", ["own", "none", "end"])
-def test_what_of_a_title_is_embedded(bigrec, start):
+def test_which_tokens_of_a_title_are_embedded(bigrec, start):
     model, _ = bigrec(grounding="embedding")
     backbone = model.backbone
     backbone.start_id = {"own": backbone.start_id, "none": None, "end": backbone.end_id}[start]
@@ -238,7 +240,7 @@ def test_what_of_a_title_is_embedded(bigrec, start):
         torch.testing.assert_close(got[row], embed_slowly(model, text), rtol=1e-6, atol=1e-6)
 
 
-def test_what_was_written_word_for_word_comes_first(bigrec, monkeypatch):
+def test_a_title_that_was_written_word_for_word_ranks_first(bigrec, monkeypatch):
     model, rows = bigrec(grounding="embedding")
     items = rows[model.ITEM_ID]
     monkeypatch.setattr(model, "write", lambda prompts: model.collator.targets(items)[0])
@@ -270,7 +272,7 @@ def test_the_generation_settings_of_the_language_model_do_not_act(bigrec, saved_
     with torch.no_grad():
         got = cut(model, model.write(prompts_of(model, rows)))
         assert got == [write_slowly(model, prompt_of(model, rows, row), 7) for row in range(len(rows))]
-    assert any(len(set(text)) < len(text) for text in got)  # which the penalties would have prevented
+    assert any(len(set(text)) < len(text) for text in got)  # the penalties would have prevented repeated tokens
     assert not caplog.records
 
 
@@ -286,7 +288,8 @@ def same(one, two):
 
 
 @pytest.mark.parametrize("backbone", ["compact", "qwen2"])
-def test_only_the_backbone_learns_and_a_compact_one_is_copied_before_the_supervised_stage(bigrec, backbone):
+def test_only_the_backbone_learns_and_a_compact_one_is_copied_before_the_supervised_stage(build, bigrec, backbone):
+    config = build("BIGRec")[0]
     model, rows = bigrec(backbone, grounding="embedding", grounding_beams=1, max_title_tokens=6)
     model.untuned.load_state_dict(model.backbone.state_dict())
     before = states(model.untuned)
@@ -296,31 +299,33 @@ def test_only_the_backbone_learns_and_a_compact_one_is_copied_before_the_supervi
     teach(model, rows, 1)
     assert not any(p.requires_grad for p in model.untuned.parameters())
     assert same(states(model.untuned), before) and not same(states(model.backbone), before)
-    model.enter_stage("warmup")
+    stages = {stage.name: stage(model, config) for stage in model.stages}
+    assert [type(stage) for stage in stages.values()] == [WarmUp, SupervisedBIGRec]
+    stages["warmup"].enter(), stages["warmup"].begin(), stages["sft"].enter()
     assert same(states(model.untuned), before)
-    model.enter_stage("sft")
+    stages["sft"].begin()
     now = states(model.untuned)
     assert same(now, states(model.backbone) if backbone == "compact" else before)
     with torch.no_grad():
         after = model.full_sort_predict(rows)
         texts = [write_slowly(model, prompt_of(model, rows, row), 7) for row in range(len(rows))]
-        torch.testing.assert_close(after, distances(model, texts), rtol=1e-6, atol=1e-6)  # not what was kept before
+        torch.testing.assert_close(after, distances(model, texts), rtol=1e-6, atol=1e-6)  # titles are embedded anew
     if backbone == "compact":
         assert not torch.allclose(after[:, 1:], ranking[:, 1:])
-    teach(model, rows, 1)  # the copy is no view
+    teach(model, rows, 1)  # the copy does not share memory with the trained backbone
     assert same(states(model.untuned), now)
 
 
 def test_the_trainer_lets_the_untuned_backbone_be_that_of_the_warm_up(build):
     config, model, loaders = build("BIGRec", grounding="embedding", max_title_tokens=6, epochs=1, warmup_epochs=1)
-    own, seen, at_first = model.enter_stage, {}, states(model.untuned)
+    trainer, seen, at_first = build_trainer(config, model), {}, states(model.untuned)
 
-    def watched(name):
-        seen[name] = states(model.backbone)
-        own(name)
+    def watch(stage, own):
+        stage.begin = lambda: (seen.update({stage.name: states(model.backbone)}), own())
 
-    model.enter_stage = watched
-    get_trainer(config)(config, model).fit(loaders[0], loaders[1], saved=False, verbose=False)
+    for stage in trainer.stages.values():
+        watch(stage, stage.begin)
+    trainer.fit(loaders[0], loaders[1], saved=False, verbose=False)
     assert list(seen) == ["warmup", "sft"] and same(seen["warmup"], at_first)
     assert same(states(model.untuned), seen["sft"])
     assert not same(seen["sft"], at_first) and not same(seen["sft"], states(model.backbone))
@@ -336,7 +341,7 @@ def test_checkpoint_round_trip(build, saved_models, tmp_path, backbone, trainabl
     rows = next(iter(loaders[2]))[0][torch.arange(4)]
     if backbone == "compact":
         teach(model, rows, 1)
-        model.enter_stage("sft")
+        model.keep_untuned()
     teach(model, rows, 3)
     expected = model.full_sort_predict(rows)
     tensors, meta = checkpoint.pack_model(model)
@@ -350,7 +355,7 @@ def test_checkpoint_round_trip(build, saved_models, tmp_path, backbone, trainabl
         for name, parameter in other.named_parameters():
             if f"model.{name}" in tensors:
                 parameter.add_(torch.randn_like(parameter))
-    assert not torch.allclose(other.eval().full_sort_predict(rows)[:, 1:], expected[:, 1:])  # which fills its cache
+    assert not torch.allclose(other.eval().full_sort_predict(rows)[:, 1:], expected[:, 1:])  # embeds its titles
     checkpoint.unpack_model(other, *checkpoint.read(tmp_path / "x.safetensors"))
     assert torch.equal(other.full_sort_predict(rows), expected)
 
@@ -367,8 +372,8 @@ def test_wrong_options_are_refused(build, options, message):
         build("BIGRec", **options)
 
 
-def test_under_the_trie_nothing_is_held_twice(build):
+def test_under_the_trie_there_is_no_second_backbone(build):
     _, model, _ = build("BIGRec")
-    assert not hasattr(model, "untuned")
-    model.enter_stage("sft")
+    model.keep_untuned()
+    assert [name for name, _ in model.named_children()] == ["backbone"]
     assert all(name.startswith("backbone.") for name in model.state_dict())

@@ -1,4 +1,4 @@
-"""Equations 3 to 8 against loops, and the regularisers at their known extremes."""
+"""Equations 3 to 8 of the paper against loops in plain Python. The regularisers have known values at their extremes."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recbole_flr.contracts import LossPart, total_loss
 from recbole_flr.model import factors as f
 
 sizes = dict(batch=st.integers(1, 3), length=st.integers(1, 6), num_factors=st.integers(1, 4), seed=st.integers(0, 10**6))
@@ -118,28 +119,46 @@ def test_one_hot_gate_has_finite_gradient():
     assert logits.grad.isfinite().all()
 
 
+def weighted(weights, recommendation, terms):
+    """The total of a recommendation loss and the weighted regularisers."""
+    return total_loss({"title": LossPart(torch.tensor(recommendation)), **weights(terms)})
+
+
 def test_loss_weights_by_hand():
     terms = {"orthogonality": torch.tensor(2.0), "sparsity": torch.tensor(3.0)}
     learned = f.LossWeights(["orthogonality", "sparsity"])
-    assert learned(torch.tensor(1.0), terms).item() == pytest.approx(1 + 0.5 * 2 + 0.5 * 3)
+    assert weighted(learned, 1.0, terms).item() == pytest.approx(1 + 0.5 * 2 + 0.5 * 3)
     with torch.no_grad():  # softplus(ln 3) = ln 4, so s = ln 2; softplus(-inf) = 0, so s = -ln 2
         learned.unbounded.copy_(torch.tensor([math.log(3), -math.inf]))
     expected = 1 + math.exp(-math.log(2)) / 2 * 2 + math.exp(math.log(2)) / 2 * 3 + (math.log(2) - math.log(2)) / 2
-    assert learned(torch.tensor(1.0), terms).item() == pytest.approx(expected, rel=1e-6)
+    assert weighted(learned, 1.0, terms).item() == pytest.approx(expected, rel=1e-6)
+    with torch.no_grad():  # s = ln 2 for both, so that Kendall's half of the sum of s shows
+        learned.unbounded.fill_(math.log(3))
+    assert weighted(learned, 1.0, terms).item() == pytest.approx(1 + 2 / 4 + 3 / 4 + math.log(2), rel=1e-6)
     fixed = f.LossWeights(["orthogonality", "sparsity"], "fixed", {"orthogonality": 0.1, "sparsity": 10.0})
-    assert fixed(torch.tensor(1.0), terms).item() == pytest.approx(1 + 0.2 + 30)
-    assert f.LossWeights([])(torch.tensor(1.0), {}).item() == 1.0
+    assert weighted(fixed, 1.0, terms).item() == pytest.approx(1 + 0.2 + 30)
+    assert f.LossWeights([])({}) == {} and weighted(f.LossWeights([]), 1.0, {}).item() == 1.0
+
+
+def test_loss_weights_name_their_parts():
+    terms = {"orthogonality": torch.tensor(2.0), "diversity": torch.tensor(5.0), "sparsity": torch.tensor(3.0)}
+    learned = f.LossWeights(["orthogonality", "sparsity"])(terms)
+    assert list(learned) == ["orthogonality", "sparsity", "uncertainty"]  # diversity is not in use
+    assert learned["sparsity"].value is terms["sparsity"] and learned["sparsity"].weight.item() == pytest.approx(0.5)
+    assert learned["sparsity"].weight.requires_grad and learned["uncertainty"].weight == 0.5
+    fixed = f.LossWeights(["sparsity"], "fixed", {"sparsity": 10.0})(terms)
+    assert list(fixed) == ["sparsity"] and fixed["sparsity"].weight == 10.0
 
 
 @pytest.mark.parametrize("loss, settled", [(3.0, 1 / 6), (0.8, 0.625), (0.0, 1.0)])
 def test_learned_weights_neither_die_nor_explode(loss, settled):
-    # d/ds (L exp(-s)/2 + s/2) = 0 at s = ln L, lambda = 1/(2L); without Kendall's s/2 lambda would fall forever, and
-    # with it alone it would grow forever at L = 0
+    # d/ds (L exp(-s)/2 + s/2) = 0 at s = ln L, lambda = 1/(2L). Without Kendall's s/2, lambda would fall forever. With s/2 and
+    # no bound on s, lambda would grow forever at L = 0.
     weights = f.LossWeights(["sparsity"])
     optimizer = torch.optim.Adam(weights.parameters(), lr=0.1)
     for _ in range(1500):
         optimizer.zero_grad()
-        total = weights(torch.tensor(0.0), {"sparsity": torch.tensor(loss)})
+        total = weighted(weights, 0.0, {"sparsity": torch.tensor(loss)})
         total.backward()
         optimizer.step()
     assert weights.lambdas()["sparsity"].item() == pytest.approx(settled, abs=0.02)

@@ -1,4 +1,4 @@
-"""FLR as a RecBole model: gradients, options, explanation."""
+"""FLR as a RecBole model: which parameters get a gradient, every option, the parts of its loss, what `explain` returns."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_gradients_reach_every_flr_parameter_through_a_frozen_backbone(build, sa
     {"loss_weighting": "fixed"}, {"prompt": "paper"}, {"torch_dtype": "bfloat16"}, {"attn_implementation": "eager"},
 ])
 def test_every_variant_learns(build, options):
-    config, model, loaders = build(embedding_dropout=0.0, **options)
+    config, model, loaders = build(embedding_dropout=0.0, train_batch_size=8, **options)
     assert_learns(model, loaders)
 
 
@@ -48,8 +48,8 @@ def test_switched_off_regularisers_do_not_count(build):
     plain = loss_of(*build(**base, **off)[1:]).item()
     config, model, loaders = build(**base)
     batch = next(iter(loaders[0]))
-    reading = model.read_history(batch)
-    terms = {name: value.item() for name, value in reading.state.regularisers().items()}
+    thought = model.think(model.read_context(batch))
+    terms = {name: value.item() for name, value in thought.state.regularisers().items()}
     for name in terms:
         one = loss_of(*build(**base, **{**off, f"{name}_loss": True})[1:]).item()
         assert one - plain == pytest.approx(terms[name], rel=1e-4)
@@ -82,8 +82,8 @@ def test_explanation_adds_up(build):
     torch.testing.assert_close(shares.sum(2), torch.ones(len(rows), 3))
     for row, length in enumerate(rows[model.ITEM_SEQ_LEN].tolist()):
         assert (shares[row, :, :length] > 0).all() and (shares[row, :, length:-1] == 0).all()
-    # one item's share is the attention on exactly its tokens
+    # an item's share is the attention to exactly the tokens of its title
     prompts = model.collator.prompts(rows[model.ITEM_SEQ], rows[model.ITEM_SEQ_LEN])
-    state = model.read(prompts).state
+    state = model.think(model.read_context(rows)).state
     own = prompts.item[0] == 0
     assert shares[0, 1, 0].item() == pytest.approx(state.attention[0, 1, :-1][own].sum().item(), rel=1e-5)

@@ -1,10 +1,11 @@
-"""LatentR3's attention against a loop over rows and tokens, and the model against full passes of the language model."""
+"""LatentR3's attention against a loop over rows and tokens. The model's loss, gradients and ranking against full passes of the
+language model. What `explain` returns."""
 
 import math
 
 import pytest
 import torch
-from conftest import assert_learns, draw_weights
+from conftest import assert_learns, draw_weights, think
 from torch import nn
 
 from recbole_flr.data.prompt import IGNORE
@@ -17,19 +18,19 @@ BACKBONES = ["compact", *FAMILIES]
 WIDTH = 16
 
 
-# the attention by itself
+# the attention alone
 
 
 def attention():
     torch.manual_seed(3)
     module = LatentAttention(WIDTH).double()
-    for parameter in module.parameters():  # so that the attention is far from uniform, and the biases count
+    for parameter in module.parameters():  # so large that the attention is far from uniform and the biases matter
         nn.init.normal_(parameter, std=0.6)
     return module
 
 
 def rotated(x, position):
-    """Each pair (i, i + D/2) turned by position * 1000^(-2i/D): [D] -> [D]."""
+    """[D] -> [D]: each pair (i, i + D/2) is rotated by the angle position * 1000^(-2i/D)."""
     half = len(x) // 2
     out = [None] * len(x)
     for i in range(half):
@@ -43,16 +44,16 @@ def slow_thought(module, hidden):
     """Thought [D] and attention [L] of one prompt's states [L, D], token by token."""
     query, key, value = ([layer.weight @ state + layer.bias for state in hidden]
                          for layer in (module.query, module.key, module.value))
-    asks = rotated(query[-1], len(hidden) - 1)
+    last = rotated(query[-1], len(hidden) - 1)
     weights = torch.stack([
-        ((asks * rotated(each, place)).sum() / math.sqrt(len(asks))).exp() for place, each in enumerate(key)
+        ((last * rotated(each, place)).sum() / math.sqrt(len(last))).exp() for place, each in enumerate(key)
     ])
     weights = weights / weights.sum()
     return sum(weight * each for weight, each in zip(weights, value)), weights
 
 
 def padded(rows, layout):
-    """Rows [L_b, D] among noise that nothing may see: states [B, L, D], positions and mask [B, L]."""
+    """Rows [L_b, D] with noise as padding -> states [B, L, D], positions [B, L] and mask [B, L]."""
     length = max(map(len, rows)) + (0 if layout == "none" else 3)
     hidden = torch.randn(len(rows), length, WIDTH, dtype=torch.float64)
     mask = torch.zeros(len(rows), length, dtype=torch.bool)
@@ -101,21 +102,23 @@ def test_thinking_over_the_cache_equals_full_passes(saved_models, family, left):
     backbone, module = Backbone(lm, load_tokenizer(saved_models[family])).double().eval(), attention()
     rows = [torch.randn(length, WIDTH, dtype=torch.float64) for length in (4, 7, 1)]
     embeddings, positions, mask = padded(rows, "left" if left else "right")
-    cached, full = (module(backbone, embeddings, mask, use_cache) for use_cache in (True, False))
-    assert cached.prefix is None and full.cache is None and torch.equal(full.prefix, embeddings)
-    assert len(cached.cache) == lm.config.num_hidden_layers and cached.cache[0][0].shape[2] == embeddings.shape[1]
-    assert cached.state is None and cached.length.tolist() == [4, 7, 1] and torch.equal(cached.mask, mask)
-    # transformers' norms run in float32, hence 1e-6
-    torch.testing.assert_close(cached.seed, full.seed, rtol=1e-6, atol=1e-6)
+    cached, full = (think(module, backbone, embeddings, mask, use_cache) for use_cache in (True, False))
+    assert full.context.cache is None and torch.equal(full.context.embeddings, embeddings)
+    assert len(cached.context.cache) == lm.config.num_hidden_layers
+    assert cached.context.cache[0][0].shape[2] == embeddings.shape[1]
+    assert cached.state is None and cached.context.thought_state is None  # there is no first thought, and there are no factors
+    assert cached.context.length.tolist() == [4, 7, 1] and torch.equal(cached.context.mask, mask)
+    # transformers computes its norms in float32, hence 1e-6
+    torch.testing.assert_close(cached.embedding, full.embedding, rtol=1e-6, atol=1e-6)
     for number, row in enumerate(rows):
         hidden = lm.base_model(inputs_embeds=row[None], use_cache=False).last_hidden_state[0]
-        torch.testing.assert_close(cached.seed[number], slow_thought(module, hidden)[0], rtol=1e-6, atol=1e-6)
-    for reading in (cached, full):  # in two steps, as the reinforcement stage does
-        context, last = read_prompt(backbone, embeddings, mask, reading.cache is not None)
-        again = module.think(backbone, context)
-        assert last is None and torch.equal(again.seed, reading.seed)
-        assert torch.equal(again.mask, reading.mask) and torch.equal(again.length, reading.length)
-        for pair, own in zip(again.cache or (), reading.cache or ()):
+        torch.testing.assert_close(cached.embedding[number], slow_thought(module, hidden)[0], rtol=1e-6, atol=1e-6)
+    for thought in (cached, full):  # the reinforcement stage thinks again and again on one context, which must stay as it is
+        again = module.think(backbone, thought.context)
+        assert again.context is thought.context and torch.equal(again.embedding, thought.embedding)
+        fresh = read_prompt(backbone, embeddings, mask, thought.context.cache is not None)
+        assert torch.equal(fresh.hidden, thought.context.hidden)
+        for pair, own in zip(fresh.cache or (), thought.context.cache or ()):
             assert torch.equal(pair[0], own[0]) and torch.equal(pair[1], own[1])
 
 
@@ -124,7 +127,7 @@ def test_thinking_over_the_cache_equals_full_passes(saved_models, family, left):
 
 @pytest.fixture
 def latentr3(build, saved_models):
-    """latentr3(backbone, **options) -> model, test rows. In float64, without dropout, with weights that make differences."""
+    """latentr3(backbone, **options) -> model, test rows. Float64, no dropout, weights so large that scores differ."""
 
     def make(backbone="compact", **options):
         options = {"prompt": "compact", "torch_dtype": "float64", "num_beams": 40, **options}
@@ -182,7 +185,7 @@ def test_loss_and_gradient_are_those_of_plain_full_passes(latentr3, backbone, ch
     for (name, got), want in zip(gradients.items(), torch.autograd.grad(expected, parameters.values())):
         assert got.abs().max() > 1e-9, name
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6, msg=name)
-    if backbone == "llama":  # whose input and output embeddings are apart: what is never read is never moved
+    if backbone == "llama":  # whose input and output embeddings are not tied: only tokens that are read get a gradient
         reached = gradients["backbone.lm.model.embed_tokens.weight"].abs().sum(1).nonzero().squeeze(1)
         assert set(reached.tolist()) == {token for row in prompts for token in row} | {t for row in titles for t in row[:-1]}
         assert model.backbone.thought_id not in reached
@@ -230,6 +233,30 @@ def test_ranking_equals_brute_force(latentr3, backbone, options):
 
 @pytest.mark.parametrize("options", [{}, {"torch_dtype": "bfloat16"}, {"prompt": "paper"}, {"attn_implementation": "eager"}])
 def test_every_variant_learns(build, options):
-    _, model, loaders = build("LatentR3", embedding_dropout=0.0, **options)
+    _, model, loaders = build("LatentR3", embedding_dropout=0.0, train_batch_size=8, **options)
     assert all(p.dtype == torch.float32 for p in model.reasoner.parameters())
     assert_learns(model, loaders)
+
+
+def test_explanation_is_the_attention_to_each_item(latentr3):
+    """`explain` against the attention of the loop over tokens, summed by hand over the tokens of each title."""
+    model, rows = latentr3()
+    with torch.no_grad():
+        alpha, shares = model.explain(rows)
+        assert alpha.shape == (len(rows), 1) and alpha.eq(1).all()
+        items = rows[model.ITEM_SEQ].shape[1]
+        assert shares.shape == (len(rows), 1, items + 1)
+        chunks = model.collator.chunks
+        for row in range(len(rows)):
+            prompt = prompt_of(model, rows, row)
+            embeddings = model.backbone.embed(torch.tensor(prompt))[None]
+            hidden = model.backbone.lm.base_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[0]
+            weights = slow_thought(model.reasoner, hidden)[1]
+            history = rows[model.ITEM_SEQ][row, :rows[model.ITEM_SEQ_LEN][row]].tolist()
+            at, expected = len(chunks.row(model.n_items)), torch.zeros(items + 1, dtype=weights.dtype)
+            for place, item in enumerate(history):
+                end = at + len(chunks.row(item))
+                expected[place], at = weights[at:end].sum(), end
+            expected[-1] = 1 - expected.sum()  # the template's own tokens
+            torch.testing.assert_close(shares[row, 0].to(weights.dtype), expected, rtol=1e-6, atol=1e-6)
+    assert (shares.max(2).values > 2 * shares.mean(2)).any()  # the attention is not uniform

@@ -1,4 +1,4 @@
-"""Ranking by constrained beams against scoring every title by a full forward pass, on the real model."""
+"""FLR's ranking by beam search under the trie against the scores of all titles, each by a full pass of the language model."""
 
 import math
 
@@ -19,20 +19,20 @@ CATALOGUES = {
 
 
 def brute_force(model, interaction):
-    """Sum of log-probabilities of each item's title, token by token, by full passes without a cache: [B, n_items]."""
-    backbone, reader = model.backbone, model.reasoner
+    """Score of each item's title, [B, n_items]: the sum of its tokens' log-probabilities, by full passes without a cache."""
+    backbone, reasoner = model.backbone, model.reasoner
     ends = {tuple(model.collator.titles.row(item)) for item in range(1, model.n_items)}
     scores = torch.full((len(interaction), model.n_items), -math.inf, dtype=torch.float64)
     for row in range(len(interaction)):
         history = interaction[model.ITEM_SEQ][row, :interaction[model.ITEM_SEQ_LEN][row]].tolist()
         prompt = [backbone.start_id] + [t for item in history for t in model.collator.titles.row(item)]
         embeddings = backbone.embed(torch.tensor(prompt))[None]
-        thought = reader.initial[None, None]
-        for _ in range(reader.num_refinements):
+        thought = reasoner.initial[None, None]
+        for _ in range(reasoner.num_refinements):
             hidden = backbone.lm.base_model(inputs_embeds=torch.cat([embeddings, thought], 1)).last_hidden_state
             positions = torch.arange(hidden.shape[1])[None]
-            looked, seen = reader.step.scores(hidden, positions), torch.ones(hidden.shape[:2], dtype=torch.bool)
-            state = reader.step(looked, hidden[:, :-1], hidden[:, -1:], seen)
+            looked, seen = reasoner.step.scores(hidden, positions), torch.ones(hidden.shape[:2], dtype=torch.bool)
+            state = reasoner.step(looked, hidden[:, :-1], hidden[:, -1:], seen)
             thought = state.thought[:, None]
         for item in range(1, model.n_items):
             title = model.collator.titles.row(item)
@@ -74,7 +74,7 @@ def test_ranking_equals_brute_force(build, tiny_data, catalogue, score, policy):
     for row in range(len(rows)):
         order = got[row, 1:].argsort(descending=True) + 1
         along = expected[row, order]
-        assert (along[:-1] >= along[1:] - 1e-6).all()  # the same order, up to ties of shared titles
+        assert (along[:-1] >= along[1:] - 1e-6).all()  # the same order, except for ties between items of one title
     if policy == "share":
         popularity = model.catalog.popularity
         for row in range(len(rows)):
@@ -87,7 +87,7 @@ def test_ranking_equals_brute_force(build, tiny_data, catalogue, score, policy):
 
 
 def build_on(build, data, name, **options):
-    """The fixture `build`, on another data set, in float64 and with more beams than titles."""
+    """Like the fixture `build`, but on another data set, in float64 and with more beams than titles."""
     from recbole_flr.config import Config
     from recbole_flr.data.loading import load_dataset, split
     from recbole_flr.registry import get_model
@@ -98,7 +98,7 @@ def build_on(build, data, name, **options):
     config = Config("FLR", name, config_dict=settings)
     loaders = split(config, load_dataset(config))
     model = get_model("FLR")(config, loaders[0]._dataset).double().eval()
-    for parameter in model.parameters():  # larger than at the start of training, so that scores differ
+    for parameter in model.parameters():  # larger than an untrained model has, so that the scores differ
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)
     return config, model, loaders
@@ -142,7 +142,7 @@ def test_tree_decoding_works_for_each_family(build, tiny_data, saved_models, fam
 
 
 def test_loss_is_the_cross_entropy_of_the_titles_alone(build, tiny_data):
-    """Only labelled positions are projected, and the loss is that of a plain full pass over them."""
+    """Logits are computed at labelled positions only. The loss is that of plain full passes."""
     _, model, loaders = build_on(build, tiny_data, "tiny", loss_weighting="fixed", orthogonality_weight=0.0,
                                  diversity_weight=0.0, sparsity_weight=0.0)
     rows = some_rows(loaders, 5)
@@ -162,7 +162,7 @@ def test_loss_is_the_cross_entropy_of_the_titles_alone(build, tiny_data):
 
 @pytest.mark.parametrize("options", [{}, {"decode": "exact"}, {"duplicate_titles": "share"}], ids=str)
 def test_title_metrics_are_those_of_the_whole_ranking(build, tiny_data, options):
-    """Where many items have one title, the best texts are not the best titles: as many are sought as hold these."""
+    """Where many items share a title, the best texts hold too few titles, so the search must return more texts."""
     endings = [f"{one} and {two} of the long long title" for one in ("Cat", "Dog", "Sun") for two in ("One", "Two", "Three")]
     write_dataset(tiny_data, "tiny2", ["a"] * 9 + ["b"] * 3 + endings, users=12)
     _, model, loaders = build_on(build, tiny_data, "tiny2", topk=[4], valid_metric="NDCG@4", num_beams=60, **options)
@@ -173,7 +173,7 @@ def test_title_metrics_are_those_of_the_whole_ranking(build, tiny_data, options)
         target = torch.full((len(rows),), title)
         ranks, expected = title_ranks(found, ids, target), title_ranks(every, ids, target)
         assert torch.equal(ranks[expected < 4], expected[expected < 4]) and ((ranks < 4) == (expected < 4)).all()
-    if not options:  # with fewer it would not be so
+    if not options:  # the four best texts would not be enough
         with torch.no_grad():
             few = model.full_sort_predict(rows, top=4)
         assert any(

@@ -1,11 +1,12 @@
-"""The refinement over the cache against full passes, and independence of padding and batch."""
+"""Refining the thought with a cache gives what full passes give. Padding and the other rows of a batch change nothing."""
 
 import pytest
 import torch
+from conftest import think
 
 from recbole_flr.model.backbone import Backbone, load_tokenizer
 from recbole_flr.model.factors import FactorStep
-from recbole_flr.model.reasoner import Reasoner
+from recbole_flr.model.reasoner import Reasoner, read_prompt
 
 FAMILIES = ["qwen2", "llama", "gpt2"]
 
@@ -27,7 +28,7 @@ def reasoner(backbone, steps, attend_thought=True, num_factors=3):
 
 
 def batch(lengths, left, seed=5, width=16):
-    """Embeddings of prompts of the given lengths, padded with noise that nothing may see."""
+    """Embeddings of prompts of the given lengths and their mask. The padding is noise, so a test fails if anything sees it."""
     torch.manual_seed(seed)
     rows = [torch.randn(n, width, dtype=torch.float64) for n in lengths]
     longest = max(lengths) + (2 if left is not None else 0)
@@ -48,14 +49,15 @@ def test_cached_refinement_equals_full_passes(backbone, steps):
         embeddings, mask = batch([4, 7, 1], left=True)
         embeddings.requires_grad_(True)
         backbone.zero_grad(), module.zero_grad()
-        reading = module(backbone, embeddings, mask, use_cache)
-        (reading.seed.square().sum() + sum(reading.state.regularisers().values())).backward()
+        thought = think(module, backbone, embeddings, mask, use_cache)
+        (thought.embedding.square().sum() + sum(thought.state.regularisers().values())).backward()
         gradients = {n: p.grad.clone() for n, p in [*module.named_parameters(), *backbone.named_parameters()]
                      if p.grad is not None}
-        results.append((reading.seed, reading.state.attention, embeddings.grad.masked_fill(~mask.unsqueeze(-1), 0), gradients))
-    (seed, maps, grad, weights), (seed_, maps_, grad_, weights_) = results
-    # transformers' norms run in float32, hence 1e-6 rather than 1e-12
-    torch.testing.assert_close(seed, seed_, rtol=1e-6, atol=1e-6)
+        state = thought.state
+        results.append((thought.embedding, state.attention, embeddings.grad.masked_fill(~mask.unsqueeze(-1), 0), gradients))
+    (embedding, maps, grad, weights), (embedding_, maps_, grad_, weights_) = results
+    # transformers computes its norms in float32, hence 1e-6 rather than 1e-12
+    torch.testing.assert_close(embedding, embedding_, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(maps, maps_, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(grad, grad_, rtol=1e-5, atol=1e-6)
     assert weights.keys() == weights_.keys() and "initial" in weights
@@ -64,7 +66,7 @@ def test_cached_refinement_equals_full_passes(backbone, steps):
 
 
 def slow_thought(backbone, module, row):
-    """z^(N) of one prompt [L, D] with nothing clever: the whole trunk, again and again (eq. 2)."""
+    """z^(N) of one prompt [L, D] as eq. 2 says it: each refinement is a full pass of the language model."""
     thought = module.initial
     for _ in range(module.num_refinements):
         tokens = torch.cat([row, thought[None]])[None]
@@ -83,7 +85,7 @@ def test_left_and_right_padding_and_singles_agree(backbone, left):
     lengths = [4, 7, 1, 5]
     embeddings, mask = batch(lengths, left)
     with torch.no_grad():
-        together = module(backbone, embeddings, mask).seed
+        together = think(module, backbone, embeddings, mask).embedding
         for number in range(len(lengths)):
             alone = slow_thought(backbone, module, embeddings[number][mask[number]])
             torch.testing.assert_close(together[number], alone, rtol=1e-6, atol=1e-6)
@@ -93,22 +95,36 @@ def test_left_and_right_padding_and_singles_agree(backbone, left):
 def test_a_thought_that_is_not_seen_is_not_refined(backbone):
     embeddings, mask = batch([4, 6], left=True)
     with torch.no_grad():
-        seeds = {(attend, steps): reasoner(backbone, steps, attend)(backbone, embeddings, mask).seed
+        found = {(attend, steps): think(reasoner(backbone, steps, attend), backbone, embeddings, mask).embedding
                  for attend in (True, False) for steps in (1, 2, 3)}
-    assert torch.equal(seeds[False, 1], seeds[False, 2]) and torch.equal(seeds[False, 1], seeds[False, 3])
-    assert (seeds[True, 1] - seeds[True, 2]).abs().max() > 1e-3
-    assert (seeds[True, 2] - seeds[True, 3]).abs().max() > 1e-6
+    assert torch.equal(found[False, 1], found[False, 2]) and torch.equal(found[False, 1], found[False, 3])
+    assert (found[True, 1] - found[True, 2]).abs().max() > 1e-3
+    assert (found[True, 2] - found[True, 3]).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("backbone", ["qwen2"], indirect=True)
-def test_reading_leaves_the_cache_of_the_prompt_alone(backbone):
+def test_a_first_thought_read_with_the_prompt_or_after_it_is_the_same(backbone):
+    """The supervised stage reads the first thought in the prompt's pass. The reinforcement stage reads it after the prompt."""
+    module = reasoner(backbone, 3)
+    embeddings, mask = batch([4, 7, 1], left=True)
+    with torch.no_grad():
+        together = read_prompt(backbone, embeddings, mask, first_thought=module.initial)
+        apart = read_prompt(backbone, embeddings, mask)
+        assert together.thought_state is not None and apart.thought_state is None
+        one, two = module.think(backbone, together), module.think(backbone, apart)
+    torch.testing.assert_close(one.embedding, two.embedding, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(one.state.attention, two.state.attention, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("backbone", ["qwen2"], indirect=True)
+def test_thinking_leaves_the_cache_of_the_prompt_as_it_is(backbone):
     module = reasoner(backbone, 3)
     embeddings, mask = batch([4, 6], left=True)
     with torch.no_grad():
-        reading = module(backbone, embeddings, mask)
+        thought = think(module, backbone, embeddings, mask)
         positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
         _, plain = backbone(embeddings, mask, positions, keep_cache=True)
-    for (keys, values), (keys_, values_) in zip(reading.cache, plain):
+    for (keys, values), (keys_, values_) in zip(thought.context.cache, plain):
         assert keys.shape == keys_.shape
         seen = mask[:, None, :, None].expand_as(keys)
         torch.testing.assert_close(keys[seen], keys_[seen], rtol=1e-6, atol=1e-6)

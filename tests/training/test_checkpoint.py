@@ -1,4 +1,4 @@
-"""Files: whole or not at all, and nothing in them that runs."""
+"""Checkpoint files are written completely or not at all, and hold no code (no pickle)."""
 
 import json
 import random
@@ -40,14 +40,14 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 10, b"\x80\x04\x95pickle"])
-def test_what_is_no_checkpoint_is_one_clear_error(tmp_path, content):
+def test_another_file_is_one_clear_error(tmp_path, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="no checkpoint of recbole_flr"):
         checkpoint.read(path)
 
 
-def test_a_cut_file_and_missing_files(tmp_path):
+def test_a_truncated_file_and_missing_files_are_clear_errors(tmp_path):
     path = tmp_path / "x.safetensors"
     checkpoint.write(path, {"a": torch.randn(100)}, {})
     path.write_bytes(path.read_bytes()[:200])
@@ -66,7 +66,7 @@ def test_a_cut_file_and_missing_files(tmp_path):
 
 @pytest.mark.parametrize("optimizer_class", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad,
                                              torch.optim.RMSprop])
-def test_optimizer_goes_on_as_if_nothing_happened(tmp_path, optimizer_class):
+def test_a_restored_optimizer_makes_the_same_steps(tmp_path, optimizer_class):
     def start():
         torch.manual_seed(0)
         model = torch.nn.Linear(3, 2)
@@ -100,7 +100,7 @@ def test_optimizer_of_another_model_is_refused():
         checkpoint.unpack_optimizer(torch.optim.Adam([torch.nn.Parameter(torch.ones(1))]), tensors, meta)
 
 
-def test_random_states(tmp_path):
+def test_restored_random_states_draw_the_same_numbers(tmp_path):
     generator = torch.Generator().manual_seed(4)
 
     def draw():

@@ -1,7 +1,10 @@
-"""The stage's equations on plain tensors: hand-worked numbers, loops, and bandits whose best latent direction is known."""
+"""The equations of the reinforcement stage on plain tensors: numbers worked out by hand, loops, and bandits whose best direction
+is known."""
 
 import math
+import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed
@@ -29,7 +32,7 @@ def test_noise_has_the_length_that_was_asked_for(relative):
     assert noise[:, 1:].mean().abs() < 0.02
 
 
-def test_noise_is_the_generators():
+def test_the_generator_determines_the_noise():
     thought = torch.ones(2, 4)
     draw = lambda seed: grpo.perturb(thought, 3, 1.0, generator=torch.Generator().manual_seed(seed))[0]
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
@@ -50,21 +53,6 @@ def test_reward_by_hand():
     )
 
 
-def test_best_children_against_a_loop():
-    torch.manual_seed(0)
-    logits = torch.randint(0, 4, (6, 3, 9)).double()  # few values: many ties
-    children = [sorted(torch.randperm(9)[: 1 + n].tolist()) for n in range(6)]
-    target = torch.tensor([c[n % len(c)] for n, c in enumerate(children)])
-    position = torch.tensor([n for n, c in enumerate(children) for _ in c])
-    token = torch.tensor([t for c in children for t in c])
-    got = grpo.best_children(logits, target, position, token)
-    for n, allowed in enumerate(children):
-        for member in range(3):
-            best = max(allowed, key=lambda t: (logits[n, member, t].item(), -t))
-            assert got[n, member].item() == (best == target[n].item())
-    assert 0 < got.double().mean() < 1
-
-
 # advantages
 
 
@@ -78,7 +66,7 @@ def test_group_advantage_by_hand():
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 5), st.integers(2, 9), st.integers(0, 1000))
-def test_group_advantage_knows_only_its_group(groups, members, seed):
+def test_group_advantage_depends_on_its_group_alone(groups, members, seed):
     rewards = torch.randn(groups, members, dtype=D, generator=torch.Generator().manual_seed(seed))
     got = grpo.group_advantage(rewards)
     for row in range(groups):
@@ -88,28 +76,30 @@ def test_group_advantage_knows_only_its_group(groups, members, seed):
 
 
 def test_batch_advantage_by_hand():
-    rewards = torch.tensor([[-2.0, -5.0], [-4.0, -3.0]], dtype=D)  # baseline -3; above it: 1, -2, -1, 0
+    rewards = torch.tensor([[-2.0, -5.0], [-4.0, -3.0]], dtype=D)  # the baseline is -3, the differences to it are 1, -2, -1, 0
     expected = torch.tensor([[1.0, -2.0], [-1.0, 0.0]], dtype=D) / math.sqrt(6)
     torch.testing.assert_close(grpo.batch_advantage(rewards, eps=1e-12), expected)
     assert grpo.batch_advantage(torch.full((3, 4), -2.0)).eq(0).all()
 
 
-def _one_of_two_processes(rank, folder, rewards, results):
+def _one_of_two_processes(rank, folder, rewards):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     part = rewards[:1] if rank == 0 else rewards[1:]
-    results[rank] = (grpo.batch_advantage(part), grpo.group_advantage(part))
+    np.savez(f"{folder}/{rank}.npz", batch=grpo.batch_advantage(part), group=grpo.group_advantage(part))
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_give_the_advantages_of_one(tmp_path):
-    """Batches of unequal size, so that a mean of means would be wrong."""
+    """The processes have batches of unequal size. A mean of the two means would be wrong."""
     rewards = torch.randn(4, 3, dtype=D, generator=torch.Generator().manual_seed(5))
-    with torch.multiprocessing.Manager() as manager:
-        results = manager.dict()
-        torch.multiprocessing.spawn(_one_of_two_processes, (str(tmp_path), rewards, results), nprocs=2)
-        over_batch, over_group = (torch.cat([results[0][n], results[1][n]]) for n in range(2))
+    start = "fork" if sys.platform == "linux" else "spawn"  # a forked process need not import torch again
+    torch.multiprocessing.start_processes(_one_of_two_processes, (str(tmp_path), rewards), nprocs=2, start_method=start)
+    parts = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
+    over_batch, over_group = (torch.cat([torch.from_numpy(part[name]) for part in parts]) for name in ("batch", "group"))
     torch.testing.assert_close(over_batch, grpo.batch_advantage(rewards))
     torch.testing.assert_close(over_group, grpo.group_advantage(rewards))
+    alone = torch.cat([grpo.batch_advantage(rewards[:1]), grpo.batch_advantage(rewards[1:])])
+    assert not torch.allclose(over_batch, alone)  # the processes did share their rewards
 
 
 # loss
@@ -137,7 +127,7 @@ def test_divergence_by_hand():
 
 
 def test_divergence_estimates_kl():
-    """Its mean over draws of pi is KL(pi || pi_ref)."""
+    """The mean of the estimates, over tokens drawn from pi, is KL(pi || pi_ref)."""
     torch.manual_seed(0)
     pi, ref = torch.randn(2, 5, dtype=D).log_softmax(-1)
     estimate = (pi.exp() * grpo.divergence(pi, ref)).sum()
@@ -170,9 +160,14 @@ def test_latent_ratio_and_divergence_against_torch_distributions():
 
 
 def bandit(ratio, steps=150, group_size=64, seed=0):
-    """A thought z is all there is: the title is one token, right with probability sigmoid(u z), so that u is the best
-    direction there is. Reward: the log-probability. Returns the expected reward under noise before and after, and the part
-    of the way that went along u."""
+    """Reinforce a thought z on a task without a language model.
+
+    The title is one token, which is right with probability sigmoid(u z). So u is the best direction. The reward is the
+    log-probability.
+
+    Returns:
+        the expected reward under noise before and after, and the cosine between u and the way that z went.
+    """
     torch.manual_seed(seed)
     best = torch.nn.functional.normalize(torch.randn(8, dtype=D), dim=0)
     start = torch.zeros(1, 8, dtype=D)
@@ -200,13 +195,16 @@ def bandit(ratio, steps=150, group_size=64, seed=0):
 
 
 def test_latent_ratio_climbs_towards_the_known_best_direction():
-    """E[A_i eps_i] / s^2 is the gradient of the expected reward (up to its positive scale): the mean reward must rise."""
+    """E[A_i eps_i] / s^2 is the gradient of the expected reward times a positive number. So the mean reward must rise."""
     before, after, cosine = bandit("latent")
     assert after > before + 0.2 and cosine > 0.9
 
 
 def test_token_ratio_falls_where_the_log_probability_is_concave():
-    """Why it is not the default. To second order its expected step is s^2 (H g + tr(H) g / 2) with g, H of log pi(y | z):
-    where log pi is concave, as that of a softmax in its logits, it points away from what raises the reward."""
+    """The reason why the token ratio is not FLR's default.
+
+    To second order its expected step is s^2 (H g + tr(H) g / 2), where g and H are gradient and Hessian of log pi(y | z). The
+    log-probability of a softmax is concave in its logits. Where it is concave, the step points away from a higher reward.
+    """
     before, after, cosine = bandit("token")
     assert after < before and cosine < -0.9
