@@ -11,6 +11,7 @@ from time import perf_counter, strftime
 import recbole.utils
 from recbole.utils import EvaluatorType
 
+from recbole_flr.errors import CheckpointError
 from recbole_flr.evaluation import RankCollector, TitleEvaluator, metrics_table
 from recbole_flr.result import PeakMemory, duration
 from recbole_flr.training import checkpoint
@@ -151,6 +152,9 @@ class SafeCheckpoints:
         self.open_folder()
         tensors, meta = checkpoint.read(self.folder / checkpoint.LAST)
         checkpoint.check_data(meta, self.config["data_fingerprint"])
+        if "record" not in meta:
+            raise CheckpointError(f"resume: the run in {self.folder} was made by an earlier version of recbole_flr, which saved "
+                                  "less; start a new run from its weights with --checkpoint")
         self._enter_stage(meta["stage"])
         checkpoint.unpack_model(self.model, tensors, meta)
         checkpoint.unpack_optimizer(self.optimizer, tensors, meta["optimizer"])

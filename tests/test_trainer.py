@@ -95,6 +95,17 @@ def test_more_epochs_after_the_end(tiny_data):
     assert longer == whole
 
 
+def test_a_run_of_an_earlier_version_is_not_resumed(trained):
+    """Its state lacks what runs save today; its weights can still be used."""
+    folder, _ = trained("SASRec", epochs=1)
+    tensors, meta = checkpoint.read(folder / "last.safetensors")
+    del meta["record"]
+    checkpoint.write(folder / "last.safetensors", tensors, meta)
+    with pytest.raises(CheckpointError, match="an earlier version.*--checkpoint"):
+        run_recbole_flr(config_dict={"resume": str(folder)})
+    load_data_and_model(folder)
+
+
 def test_kill_9_in_the_middle(tiny_data):
     """A process killed without warning leaves a run that `--resume` takes to the same end."""
     options = {**OPTIONS["FLR"], "data_path": str(tiny_data), "epochs": 8}

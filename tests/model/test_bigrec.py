@@ -377,3 +377,12 @@ def test_under_the_trie_there_is_no_second_backbone(build):
     model.keep_untuned()
     assert [name for name, _ in model.named_children()] == ["backbone"]
     assert all(name.startswith("backbone.") for name in model.state_dict())
+
+
+def test_only_beams_under_the_trie_must_be_as_many_as_topk(build):
+    """With ``grounding: embedding`` all items are ranked by distance, so the number of beams does not matter."""
+    _, model, _ = build("BIGRec", grounding="embedding", num_beams=3, topk=[5, 10])
+    assert model.most_items() is None
+    with pytest.raises(ConfigError, match="num_beams: found 3, expected at least 10"):
+        build("BIGRec", grounding="trie", num_beams=3, topk=[5, 10])
+    assert build("BIGRec", grounding="trie", num_beams=12, topk=[5, 10])[1].most_items() == 12
