@@ -17,8 +17,6 @@ from recbole_flr.recommendation import resolve_items
 
 ROOT = Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.xdist_group("runs")  # which share finished runs: see the fixture `trained`
-
 
 @pytest.fixture
 def run(trained):

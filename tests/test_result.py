@@ -14,8 +14,6 @@ from recbole_flr.result import (
     RANKS, RESULT, PeakMemory, commit_of, describe_result, differing_options, duration, finite, read_ranks, write_ranks,
 )  # fmt: skip
 
-pytestmark = pytest.mark.xdist_group("runs")  # which share finished runs: see the fixture `trained`
-
 
 def metrics_of(ranks, part):
     """RecBole's and the title-level metrics, recomputed with numpy from the saved ranks of a part."""
