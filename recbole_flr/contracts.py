@@ -85,7 +85,12 @@ class Recommender:
         return self.full_sort_predict(interaction).view(len(interaction), -1)
 
     def explain(self, interaction):
-        """What the model looked at. None if it cannot say, else what :meth:`Thinker.explain` returns."""
+        """What the model looked at; None if it cannot say.
+
+        Returns:
+            alpha [B, K], the weights of the K factors (rows sum to 1), and attention [B, K, H + 1]: how much each factor attended
+            to each of the H items of the history, oldest first, and to all the rest (rows sum to 1).
+        """
         return None
 
 
@@ -128,7 +133,7 @@ class Thinker(Recommender, ABC):
             context: from :meth:`read_context` with ``prompt_only=True``.
             thoughts: [B, G, D].
             target: [B] item ids.
-            greedy: whether `match` is wanted.
+            greedy: whether `match` (or the model's own `reward`) is wanted.
 
         Returns:
             :class:`TargetScores`.
@@ -146,6 +151,10 @@ class Thinker(Recommender, ABC):
             dict, name -> LossPart.
         """
 
+    def prompt_lengths(self, interaction):
+        """How much there is to read in each row, [rows] int64: rows of similar length form a training batch."""
+        return interaction[self.ITEM_SEQ_LEN]
+
     @abstractmethod
     def freeze_encoder(self):
         """From now on only the reasoner and the weights of `own_losses` are trained."""
@@ -159,8 +168,10 @@ class TargetScores:
         log_probs: [B, G, T], log-probability of each step of the target, 0 at padding.
         mask: [B, T], True at real steps.
         match: [B, G] bool, whether the model's first choice after the thought is the target; None if not asked for.
+        reward: [B, G], the model's own reward, such as the NDCG of its ranked list. It takes the place of eq. 10.
     """
 
     log_probs: torch.Tensor
     mask: torch.Tensor
     match: torch.Tensor | None = None
+    reward: torch.Tensor | None = None

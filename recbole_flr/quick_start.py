@@ -3,7 +3,7 @@
 from logging import getLogger
 from time import perf_counter
 
-from recbole.utils import ModelType, get_environment, init_seed, set_color
+from recbole.utils import ModelType, get_environment, get_trainer, init_seed, set_color
 
 from recbole_flr import registry
 from recbole_flr.config import Config
@@ -12,7 +12,7 @@ from recbole_flr.data.loading import load_dataset, read_titles, split, title_gro
 from recbole_flr.errors import ConfigError, DataError
 from recbole_flr.evaluation import metrics_table
 from recbole_flr.result import RESULT, describe_result, describe_run, differing_options, duration, write_ranks
-from recbole_flr.trainer import build_trainer
+from recbole_flr.trainer import with_safe_checkpoints
 from recbole_flr.training import checkpoint
 
 
@@ -55,6 +55,15 @@ def _title_groups(config, model, dataset):
     except DataError as error:
         getLogger().info(f"No title-level metrics: {error}")
         return None
+
+
+def build_trainer(config, model):
+    """The trainer of a model: RecBole's own, or one for several stages if the model declares stages."""
+    if model.stages:
+        from recbole_flr.training.staged import StagedTrainer
+
+        return StagedTrainer(config, model)
+    return with_safe_checkpoints(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
 
 
 def _trainer(config, model, dataset):
@@ -125,6 +134,7 @@ def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict
     train_data, valid_data, test_data = loaders
     if config["checkpoint"] and not config["resume"]:
         _load_weights(model, config["checkpoint"], config)
+    described = describe_run(config, model, dataset, loaders)  # now, as files may change while the run goes on
     trainer = _trainer(config, model, dataset)
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])
@@ -148,7 +158,7 @@ def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict
     if saved and (trainer.trained_epochs or not (trainer.folder / RESULT).is_file()):  # a finished run stays as it is
         write_ranks(trainer.folder, trainer.best_valid_ranks(), tests[kept]["ranks"])
         checkpoint.write_json(trainer.folder / RESULT, {
-            **describe_run(config, model, dataset, loaders), **describe_result(trainer, tests, kept),
+            **described, **describe_result(trainer, tests, kept),
             "seconds": round(perf_counter() - start, 2),
         })
     _log_result(config, trainer, tests, kept, perf_counter() - start)

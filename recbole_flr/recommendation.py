@@ -32,6 +32,14 @@ def resolve_items(dataset, catalog, history):
     return items
 
 
+def _read_catalog(config, dataset):
+    """The titles of the data set; a model of ids also works where there are none, and the ids stand for them."""
+    try:
+        return Catalog.from_dataset(config, dataset)
+    except DataError:
+        return Catalog([str(token) for token in dataset.field2id_token[dataset.iid_field]])
+
+
 @torch.no_grad()
 def recommend(checkpoint, history, k=10, config_dict=None):
     """Recommend the next items, and say what the model looked at.
@@ -56,7 +64,7 @@ def recommend(checkpoint, history, k=10, config_dict=None):
     if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
         raise ConfigError(f"recommend: found a {config['model']}, expected a sequential model, which reads a history")
     if model.catalog is None:
-        model.catalog = Catalog.from_dataset(config, train_data._dataset)
+        model.catalog = _read_catalog(config, train_data._dataset)
     catalog = model.catalog
     most = min(len(catalog) - 1, model.most_items() or len(catalog))
     if not 1 <= k <= most:

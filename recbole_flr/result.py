@@ -151,8 +151,8 @@ def describe_result(trainer, tests, kept):
         kept: name of the stage whose weights are `best.safetensors`.
     """
     stages = []
-    preparing = [name for name in trainer.records if name not in trainer.results]
-    for name in [*preparing, *trainer.results]:
+    of_other_runs = [name for name in trainer.results if name not in trainer.records]
+    for name in [*of_other_runs, *trainer.records]:
         score, valid = trainer.results.get(name, (None, None))
         test = tests.get(name, {})
         stages.append({

@@ -8,22 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from time import perf_counter, strftime
 
-import recbole.utils
 from recbole.utils import EvaluatorType
 
 from recbole_flr.errors import CheckpointError
 from recbole_flr.evaluation import RankCollector, TitleEvaluator, metrics_table
 from recbole_flr.result import PeakMemory, duration
 from recbole_flr.training import checkpoint
-
-
-def build_trainer(config, model):
-    """The trainer of a model: RecBole's own, or one for several stages if the model declares stages."""
-    if model.stages:
-        from recbole_flr.training.staged import StagedTrainer
-
-        return StagedTrainer(config, model)
-    return with_safe_checkpoints(recbole.utils.get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
 
 
 def new_run_folder(config):
@@ -37,6 +27,11 @@ def new_run_folder(config):
         except FileExistsError:
             continue
     raise FileExistsError(f"{stem} and 999 more exist")
+
+
+def _generator(loader):
+    """The random generator of a loader, whose state belongs to a checkpoint. RecBole's loader of knowledge graphs has none."""
+    return getattr(loader, "generator", None)
 
 
 class SafeCheckpoints:
@@ -98,7 +93,7 @@ class SafeCheckpoints:
             return
         model_tensors, model_meta = checkpoint.pack_model(self.model)
         optimizer_tensors, optimizer_meta = checkpoint.pack_optimizer(self.optimizer)
-        random_tensors, random_meta = checkpoint.pack_random(getattr(train_data, "generator", None))
+        random_tensors, random_meta = checkpoint.pack_random(_generator(train_data))
         checkpoint.write(
             self.open_folder() / checkpoint.LAST,
             {**model_tensors, **optimizer_tensors, **random_tensors},
@@ -185,13 +180,14 @@ class SafeCheckpoints:
         self._memory.start()
         if self._resumed:
             self._resumed = False
-            checkpoint.unpack_random(*self._random, getattr(train_data, "generator", None))
+            checkpoint.unpack_random(*self._random, _generator(train_data))
             if self.start_epoch >= self.epochs or self.cur_step > self.stopping_step:
                 return self._leave_stage((self.best_valid_score, self.best_valid_result))
         result = super().fit(train_data, valid_data, False, saved, show_progress, callback_fn)
         self._save_progress(self._next_epoch, train_data)
         if verbose and self.cur_step > self.stopping_step:
-            self.logger.info(f"Stopped early, after {self.cur_step} validations without a gain. Best epoch: {self.best_epoch}.")
+            best = "" if self.best_epoch is None else f" Best epoch: {self.best_epoch}."
+            self.logger.info(f"Stopped early, after {self.cur_step} validations without a gain.{best}")
         return self._leave_stage(result)
 
     def _leave_stage(self, result):

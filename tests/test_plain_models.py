@@ -1,7 +1,9 @@
-"""Models of RecBole's plain shape: one line in the registry and a yaml file are all that they need. One of them has two stages."""
+"""Models of RecBole's plain shape: one line in the registry and a yaml file are all that they need. Some have stages of their own,
+and one has a thought that is reinforced, all without a language model."""
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,11 @@ from torch import nn
 
 import recbole_flr
 from recbole_flr import options
-from recbole_flr.contracts import LossPart, Recommender
+from recbole_flr.contracts import LossPart, Recommender, TargetScores, Thinker
 from recbole_flr.errors import CheckpointError, ConfigError
 from recbole_flr.registry import MODELS, Entry
 from recbole_flr.training import checkpoint
+from recbole_flr.training.reinforcement import LatentGRPO
 from recbole_flr.training.stage import Stage
 
 
@@ -73,7 +76,77 @@ class TwoStages(Retrieval, Recommender):
         return super().full_sort_predict(interaction) * self.scale
 
 
+class Prepare(Stage):
+    """Prepares the next stage: no validation. Its loss moves the item vectors towards 1."""
+
+    name, prefix, validated = "prepare", "prepare_", False
+
+    def losses(self, batch):
+        return {"ones": LossPart((self.model.items.weight - 1).square().mean())}
+
+
+class ThreeStages(TwoStages):
+    """A stage without validation stands between two that have it; the first two stages freeze different parts."""
+
+    stages = (WholeHistory, Prepare, LastItem)
+
+
+@dataclass
+class Sum:
+    """A thought."""
+
+    embedding: torch.Tensor
+
+
+class Reasoning(Retrieval, Thinker):
+    """Fulfils the contract of thinkers without a language model. Its reward is the NDCG of the ranked list."""
+
+    stages = (WholeHistory, LatentGRPO)
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.reasoner = nn.Linear(config["width"], config["width"])
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def read_context(self, interaction, prompt_only=False):
+        return self.items(interaction[self.ITEM_SEQ]).sum(1)
+
+    def think(self, context, reasoner=None):
+        return Sum((reasoner or self.reasoner)(context))
+
+    def full_sort_predict(self, interaction):
+        return self.think(self.read_context(interaction)).embedding @ self.items.weight.T
+
+    def score_target(self, context, thoughts, target, greedy=False):
+        scores = (thoughts @ self.items.weight.T).log_softmax(-1)  # [B, G, items]
+        own = scores.gather(-1, target[:, None, None].expand(-1, scores.shape[1], 1))
+        ndcg = 1 / ((scores > own).sum(-1) + 2).log2() if greedy else None
+        return TargetScores(own, torch.ones(len(target), 1, dtype=torch.bool), reward=ndcg)
+
+    def own_losses(self, thought, target):
+        return {"length": LossPart(thought.embedding.square().mean(), 0.001)}
+
+    def freeze_encoder(self):
+        self.items.weight.requires_grad_(False)
+
+
+STAGES_YAML = """\
+width: 8                     # (int >= 1) Width of the item vectors.
+train_neg_sample_args: null  # (dict or null) The loss compares the target with all items.
+stages: null                 # (str or list or null) Stages to run; null runs all.
+whole_epochs: 2              # (int >= 0) Epochs of the stage.
+whole_learning_rate: 0.01    # (float > 0) Learning rate of the stage.
+whole_stopping_step: 5       # (int >= 0) Validations without a gain before the stage stops.
+"""
 YAML = {
+    "ThreeStages": STAGES_YAML + """\
+near_epochs: 1               # (int >= 0) Epochs of the stage.
+near_learning_rate: 1.0e-9   # (float > 0) Learning rate of the stage.
+near_stopping_step: 5        # (int >= 0) Validations without a gain before the stage stops.
+prepare_epochs: 3            # (int >= 0) Epochs of the stage.
+prepare_learning_rate: 0.1   # (float > 0) Learning rate of the stage.
+""",
+    "Reasoning": STAGES_YAML,
     "Retrieval": """\
 width: 8                     # (int >= 1) Width of the item vectors.
 train_neg_sample_args: null  # (dict or null) The loss compares the target with all items.
@@ -101,7 +174,7 @@ def registered(tmp_path, monkeypatch):
     monkeypatch.setattr(options, "properties_folder", lambda: folder)
     for name, text in YAML.items():
         (folder / "model" / f"{name}.yaml").write_text(text)
-        monkeypatch.setitem(MODELS, name, Entry(__name__))
+        monkeypatch.setitem(MODELS, name, Entry(__name__, ("latent",) if name == "Reasoning" else ()))
 
 
 def run(data, model, **given):
@@ -194,6 +267,71 @@ def test_a_stage_must_not_be_called_as_a_file_of_the_run(tiny_data, monkeypatch)
     monkeypatch.setattr(LastItem, "name", "last")  # last.safetensors is the state from which a run goes on
     with pytest.raises(ValueError, match="'last'.*is the name of a file"):
         run(tiny_data, "TwoStages")
+
+
+def test_a_stage_without_validation_between_two_with_it(tiny_data):
+    """The next stage begins with its weights, but they are never those that the run keeps."""
+    result = run(tiny_data, "ThreeStages")
+    assert result["stages"].keys() == {"whole", "near"}
+    folder = only_run()
+    weights = {name: checkpoint.read(folder / f"{name}.safetensors") for name in ("whole", "prepare", "near", "best")}
+    items = {name: tensors["model.items.weight"][1:] for name, (tensors, _) in weights.items()}
+    assert (items["prepare"] - 1).abs().mean() < 0.75 * (items["whole"] - 1).abs().mean()
+    torch.testing.assert_close(items["near"], items["prepare"], rtol=1e-5, atol=1e-5)  # which hardly learns anything
+    assert weights["best"][1]["stage"] == result["kept"] and torch.equal(items["best"], items[result["kept"]])
+
+
+def test_what_a_stage_freezes_is_free_in_the_next(tiny_data, monkeypatch):
+    monkeypatch.setattr(WholeHistory, "enter", lambda self: self.model.items.requires_grad_(False))
+    run(tiny_data, "ThreeStages", stages="whole,near", near_learning_rate=0.1)
+    before, after = (checkpoint.read(only_run() / f"{name}.safetensors")[0] for name in ("whole", "near"))
+    assert not torch.equal(before["model.items.weight"], after["model.items.weight"])
+    assert not torch.equal(before["model.scale"], torch.ones_like(before["model.scale"]))
+
+
+def test_a_stage_that_does_not_run_is_not_gone_on_from(tiny_data):
+    result = run(tiny_data, "ThreeStages", stages="near", prepare_epochs=0)
+    assert "stages" not in result and not (only_run() / "whole.safetensors").exists()
+
+
+def test_an_option_of_a_stage_must_be_declared(tiny_data, tmp_path):
+    path = tmp_path / "properties" / "model" / "TwoStages.yaml"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.startswith("near_epochs")))
+    with pytest.raises(ConfigError, match="stage near of TwoStages needs the option near_epochs; declare it in"):
+        run(tiny_data, "TwoStages")
+
+
+def test_reinforcement_needs_the_contract_of_thinkers_and_nothing_else(tiny_data):
+    """A retrieval model with a reward of its own is reinforced by the stage that FLR has."""
+    result = run(tiny_data, "Reasoning", state="INFO", grpo_epochs=2)
+    assert result["stages"].keys() == {"whole", "grpo"}
+    before, after = (checkpoint.read(only_run() / f"{name}.safetensors")[0] for name in ("whole", "grpo"))
+    moved = {name for name in before if name.startswith("model.") and not torch.equal(before[name], after[name])}
+    assert moved == {"model.reasoner.weight", "model.reasoner.bias"}
+    log, = Path("log").rglob("*.log")
+    line = next(line for line in log.read_text(encoding="utf-8").splitlines() if "grpo epoch 0 took" in line)
+    reward = float(line.split(" reward: ")[1].split(",")[0]) if " reward: " in line else float(line.split("[reward: ")[1].split(",")[0])
+    assert 0.1 < reward <= 1 and "match: " not in line and "length: " in line and "surrogate: " in line
+
+
+def test_the_model_that_is_reinforced_by_a_run_of_its_own(tiny_data):
+    """`--stages=grpo --checkpoint=RUN`: the model before the stage stands under the name of the stage before."""
+    run(tiny_data, "Reasoning", stages="whole", checkpoint_dir="first")
+    first, = Path("first").iterdir()
+    result = recbole_flr.run_recbole_flr(config_dict={
+        "checkpoint": str(first), "stages": "grpo", "grpo_epochs": 1, "checkpoint_dir": "second",
+    })
+    assert list(result["stages"]) == ["whole", "grpo"]
+    second, = Path("second").iterdir()
+    assert [stage["name"] for stage in json.loads((second / "result.json").read_text())["stages"]] == ["whole", "grpo"]
+
+
+def test_recommend_without_titles(tiny_data):
+    """A model of ids needs no `.item` file; the ids stand for the titles."""
+    (tiny_data / "tiny" / "tiny.item").unlink()
+    run(tiny_data, "Retrieval", epochs=1)
+    answer = recbole_flr.recommend(only_run(), ["i1", "i2"], k=2)
+    assert all(item["title"] == item["item"] for item in answer["items"]) and len(answer["items"]) == 2
 
 
 def test_parts_of_the_loss_are_logged(tiny_data):

@@ -14,8 +14,7 @@ from conftest import TINY, TINY_FLR, TINY_LATENT, TINY_LM
 from recbole.trainer import Trainer
 
 from recbole_flr.errors import CheckpointError, FLRError
-from recbole_flr.quick_start import load_data_and_model, run_recbole_flr
-from recbole_flr.trainer import build_trainer
+from recbole_flr.quick_start import build_trainer, load_data_and_model, run_recbole_flr
 from recbole_flr.training import checkpoint
 from recbole_flr.training.staged import StagedTrainer
 
@@ -49,7 +48,7 @@ def test_same_seed_same_metrics_and_no_pickles(tiny_data, model):
 
 
 @pytest.mark.parametrize("model, cuts, extra", [
-    ("FLR", [1, 2, 4], {}), ("SASRec", [1, 3], {}), ("FLR", [2, 3, 4], {**BOTH, "warmup_epochs": 1, "grpo_updates": 2}),
+    ("FLR", [1, 2, 4], {}), ("SASRec", [1, 3], {}), ("FLR", [2, 3, 4], {**BOTH, "warmup_epochs": 1, "grpo_updates": 2, "show_progress": True}),
     ("BIGRec", [3], {"grounding": "embedding"}),
 ])
 def test_a_run_cut_short_ends_as_one_that_was_not(tiny_data, model, cuts, extra, monkeypatch):

@@ -43,6 +43,7 @@ class BIGRec(Writer):
         dataset: RecBole training dataset.
     """
 
+    weights_depend_on_item_ids = False  # it reads and writes titles
     stages = (WarmUp, SupervisedBIGRec)
 
     def __init__(self, config, dataset):

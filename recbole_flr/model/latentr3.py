@@ -70,6 +70,7 @@ class LatentR3(ThinkingWriter):
         dataset: RecBole training dataset.
     """
 
+    weights_depend_on_item_ids = False  # it reads and writes titles
     stages = (*ThinkingWriter.stages, LatentGRPO)
 
     def __init__(self, config, dataset):

@@ -31,7 +31,6 @@ class Writer(SequentialRecommender, Recommender):
     """
 
     input_type = InputType.POINTWISE
-    weights_depend_on_item_ids = False  # it reads and writes titles
     stages = (WarmUp, Supervised)
     _backbone_is_frozen = False
 

@@ -155,17 +155,18 @@ class LatentGRPO(Stage):
     @torch.no_grad()
     def _judge(self, rollout, scores):
         """Set the advantages from the rewards of the old policy's members."""
-        mask = scores.mask
-        if self.kind == "flr":
-            rewards = grpo.reward(rollout.old, scores.match, mask, *self.weights)
-            rollout.advantages = grpo.group_advantage(rewards, self.eps)
-        else:
-            rewards = grpo.minus_perplexity(rollout.old, mask)
+        if self.kind == "latentr3":
+            rewards = grpo.minus_perplexity(rollout.old, scores.mask)
             rollout.advantages = grpo.batch_advantage(rewards)
-        confidence, match = grpo.mean_log_prob(rollout.old, mask), scores.match.to(rewards.dtype)
+        else:
+            rewards = scores.reward
+            if rewards is None:
+                rewards = grpo.reward(rollout.old, scores.match, scores.mask, *self.weights)
+            rollout.advantages = grpo.group_advantage(rewards, self.eps)
+        logged = {"reward": rewards, "confidence": grpo.mean_log_prob(rollout.old, scores.mask)}
+        if scores.match is not None:
+            logged["match"] = scores.match.to(rewards.dtype)
+        for name, values in logged.items():
+            self.means.add(**{name: values.mean(), f"clean_{name}": values[:, 0].mean()})
         size = rollout.noise[:, 1:].norm(dim=-1) / rollout.thought.norm(dim=-1, keepdim=True)
-        self.means.add(
-            reward=rewards.mean(), confidence=confidence.mean(), match=match.mean(), clean_reward=rewards[:, 0].mean(),
-            clean_confidence=confidence[:, 0].mean(), clean_match=match[:, 0].mean(),
-            advantage_std=rollout.advantages.std(unbiased=False), noise=size.mean(),
-        )
+        self.means.add(advantage_std=rollout.advantages.std(unbiased=False), noise=size.mean())

@@ -41,13 +41,21 @@ class Stage:
         self.means = Means()
 
     def option(self, name):
-        """The stage's own value of an option."""
-        return self.config[self.prefix + name]
+        """The stage's own value of an option.
+
+        Raises:
+            ConfigError: if no yaml file declares the option.
+        """
+        name = self.prefix + name
+        if name not in self.config:
+            raise ConfigError(f"the stage {self.name} of {type(self.model).__name__} needs the option {name}; declare it in "
+                              f"properties/model/{type(self.model).__name__}.yaml")
+        return self.config[name]
 
     @classmethod
     def chosen(cls, names, model, config):
-        """Whether the stage runs, given the names in the option `stages`."""
-        return cls.name in names
+        """Whether the stage runs, given the names in the option `stages`. A stage that is not validated runs by default."""
+        return not cls.validated or cls.name in names
 
     def loader(self, train_data):
         """Loader of the stage's batches. Loaders put data together; they do not run models.

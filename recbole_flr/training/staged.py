@@ -15,7 +15,8 @@ from recbole_flr.training.stage import choose_stages
 class StagedTrainer(SafeCheckpoints, Trainer):
     """Runs RecBole's `fit` once for each stage, with an optimizer, early stopping and a place in tensorboard of its own.
 
-    The best weights of a validated stage are kept as `<stage>.safetensors`. `best.safetensors` holds those of the best stage.
+    The best weights of each stage are kept as `<stage>.safetensors` (the last ones if it is not validated), and the next stage
+    begins with them. `best.safetensors` holds those of the best validated stage.
 
     Attributes:
         stages: name -> Stage, in the order in which they run.
@@ -29,8 +30,9 @@ class StagedTrainer(SafeCheckpoints, Trainer):
             raise ConfigError("found several processes, expected one: the batches of the stages are not shared out among them")
         self.stages = {stage.name: stage for stage in choose_stages(model, config)}
         for name in self.stages:
-            if f"{name}.safetensors" in (checkpoint.BEST, checkpoint.LAST):
+            if f"{name}.safetensors" in (checkpoint.BEST, checkpoint.LAST, "start.safetensors"):
                 raise ValueError(f"a stage cannot be called {name!r}: {name}.safetensors is the name of a file of every run")
+        self._trainable = {parameter for parameter in model.parameters() if parameter.requires_grad}
         self._enter_stage(next(iter(self.stages)))
 
     @property
@@ -38,10 +40,10 @@ class StagedTrainer(SafeCheckpoints, Trainer):
         """The stage in progress."""
         return self.stages[self.stage_name]
 
-    def _before(self, name):
-        """Name of the validated stage that comes before one in the model's list, whether or not it runs here; or None."""
-        names = [stage.name for stage in self.model.stages if stage.validated or stage.name == name]
-        place = names.index(name)
+    def _before(self):
+        """Name of the stage that ran right before the present one in this run; None for the first."""
+        names = list(self.stages)
+        place = names.index(self.stage_name)
         return names[place - 1] if place else None
 
     def _enter_stage(self, name):
@@ -53,11 +55,19 @@ class StagedTrainer(SafeCheckpoints, Trainer):
         self.eval_step, self.stopping_step = stage.eval_step, stage.stopping_step
         self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
         self.best_valid_result = None
-        before = self._before(name)
-        if self.folder is not None and before is not None and self.stage_file(before).is_file():
+        before = self._before() or self._started_from()
+        if self.folder is not None and self.stage_file(before).is_file():
             self.load_weights(self.stage_file(before))  # also when resumed within the stage: it may keep them as a reference
+        for parameter in self.model.parameters():  # what the stage before has frozen
+            parameter.requires_grad_(parameter in self._trainable)
         stage.enter()
         self.optimizer = self._build_optimizer(params=[p for p in self.model.parameters() if p.requires_grad])
+
+    def _started_from(self):
+        """The name of the model that the first stage starts from: the model's last validated stage before it, or `start`."""
+        names = [stage.name for stage in self.model.stages if stage.validated or stage.name == self.stage_name]
+        place = names.index(self.stage_name)
+        return names[place - 1] if place else "start"
 
     def stage_file(self, name):
         """Where the best weights of a stage are."""
@@ -93,18 +103,19 @@ class StagedTrainer(SafeCheckpoints, Trainer):
 
     def _begin(self, stage, valid_data, saved, show_progress):
         """What is done once, before the first epoch of a stage."""
+        before = self._before() or self._started_from()
+        validates = bool(valid_data and self.eval_step)
+        known = before in self.results and (self.results[before][1] is not None or not validates)
+        if stage.starts_from_trained and not known:  # the model was trained by another run
+            score, result = self.best_valid_score, None
+            if validates:
+                self.logger.info(f"The model before the stage {stage.name}:")
+                score, result = self._valid_epoch(valid_data, show_progress)
+            self.results[before] = score, result
+            if saved:
+                super()._save_checkpoint(-1, verbose=False, saved_model_file=self.stage_file(before))
+                self._publish(before)
         stage.begin()
-        before = self._before(stage.name)
-        if not stage.starts_from_trained or np.isfinite(self.results.get(before, (np.nan,))[0]):
-            return
-        score, result = self.best_valid_score, None  # the model was trained by another run
-        if valid_data and self.eval_step:
-            self.logger.info(f"The model before the stage {stage.name}:")
-            score, result = self._valid_epoch(valid_data, show_progress)
-        self.results[before] = score, result
-        if saved:
-            super()._save_checkpoint(-1, verbose=False, saved_model_file=self.stage_file(before))
-            self._publish(before)
 
     def _leave_stage(self, result):
         before = dict(self.results)
@@ -127,11 +138,13 @@ class StagedTrainer(SafeCheckpoints, Trainer):
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         name = self.stage_name
-        if not self.stage.validated:
-            return super()._save_checkpoint(epoch, verbose, **kwargs)
         super()._save_checkpoint(epoch, verbose, saved_model_file=self.open_folder() / f"{name}.safetensors")
         before = {other: score for other, (score, _) in self.results.items()}
-        if self._best({**before, name: self.best_valid_score}) == name:
+        if not self.stage.validated:
+            better = not before  # there is nothing better yet
+        else:
+            better = self._best({**before, name: self.best_valid_score}) == name
+        if better:
             self._publish(name)
 
     def _publish(self, name):
@@ -188,6 +201,7 @@ class ShownBatches:
 
     def __init__(self, loader, stage, epoch):
         self.loader, self.stage, self.epoch = loader, stage, epoch
+        self.generator = loader.generator  # its state belongs to a checkpoint
 
     def __len__(self):
         return len(self.loader)

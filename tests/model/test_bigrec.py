@@ -11,7 +11,7 @@ from conftest import draw_weights
 from recbole_flr.data.prompt import IGNORE
 from recbole_flr.errors import ConfigError
 from recbole_flr.model.bigrec import SupervisedBIGRec
-from recbole_flr.trainer import build_trainer
+from recbole_flr.quick_start import build_trainer
 from recbole_flr.training import checkpoint
 from recbole_flr.training.warmup import WarmUp
 
