@@ -18,11 +18,15 @@ from recbole_flr.training import checkpoint
 
 
 def build_trainer(config, model):
-    """The trainer of a model: RecBole's own, or one for several stages if the model declares stages."""
+    """The trainer of a model: RecBole's own, or the one for stages or for no training, as the model declares."""
     if model.stages:
         from recbole_flr.training.staged import StagedTrainer
 
         return StagedTrainer(config, model)
+    if not model.needs_training:
+        from recbole_flr.training.untrained import UntrainedTrainer
+
+        return with_safe_checkpoints(UntrainedTrainer)(config, model)
     return with_safe_checkpoints(recbole.utils.get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
 
 

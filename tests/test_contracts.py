@@ -13,9 +13,13 @@ WORDS = "Robot Castle Puzzle Dragon Train Paint Farm Dice Ball Drum".split()
 MODEL_NAMES = [*MODELS, "SASRec", "GRU4Rec", "Caser"]
 OPTIONS = {"epochs": 30, "learning_rate": 0.005, "stopping_step": 30, "eval_step": 10, "train_batch_size": 8, "topk": [1, 5],
            "valid_metric": "NDCG@5"}
+# On the board only the order says where a user goes next, and he comes back to where he was
+ORDER = {"backward_weight": 0.0, "repeat_weight": 1.0}
 NO_DROPOUT = {
     "SASRec": {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}, "GRU4Rec": {"dropout_prob": 0.0},
-    "Caser": {"dropout_prob": 0.0, "reg_weight": 0.0}, **{name: {"embedding_dropout": 0.0, "warmup_epochs": 10} for name in MODELS},
+    "Caser": {"dropout_prob": 0.0, "reg_weight": 0.0},
+    **{name: {"embedding_dropout": 0.0, "warmup_epochs": 10} for name in ("FLR", "LatentR3", "BIGRec")},
+    "SequentialRules": ORDER, "VSKNN": ORDER,
 }
 
 
