@@ -67,7 +67,8 @@ def measure(name, items, rows, batch):
 def main(arguments):
     """Print the figures of one model. Returns them."""
     command = parser("benchmarks.counted", __doc__, {
-        "items": (100_000, 1, "of the catalogue"), "rows": (1_000_000, 1, "training rows"), "batch": (128, 1, "histories at once"),
+        "items": (100_000, 1, "of the catalogue"), "rows": (1_000_000, 1, "training rows"),
+        "batch": (128, 1, "histories at once"),
     })  # fmt: skip
     command.add_argument("--model", choices=MODELS, default=MODELS[0], help=f"(default: {MODELS[0]})")
     given = command.parse_args(arguments)

@@ -7,7 +7,7 @@ How this model departs from the paper:
 
 - The weight of a rule falls geometrically with the distance of the two items. The paper divides by the distance.
 - A rule also counts backwards, with a weight of its own.
-- The counts are divided by powers of the totals of both items. The paper divides by how often the first item was met.
+- The counts are divided by powers of the totals of both items. The paper divides by the total of the first item alone.
 - All items of the history vote, the latest with the most weight. In the paper only the last item votes.
 - Items that are in the history keep only a share of their score.
 """
