@@ -54,6 +54,8 @@ class Recommender:
     Attributes:
         weights_depend_on_item_ids: whether a weight belongs to an item id, as in an item embedding. Such a model refuses to
             load when the data set's items have changed. A model that reads and writes titles sets this to False.
+        needs_training: whether the model has a loss and weights to train. A model that its constructor counts from the training
+            rows sets this to False. It is validated and saved once, without a step of an optimizer.
         stages: subclasses of :class:`recbole_flr.training.stage.Stage` in the order in which they run. If there are none,
             RecBole's own trainer trains the model in one piece.
         catalog: :class:`recbole_flr.data.catalog.Catalog`, if the model has read the items' titles.
@@ -61,6 +63,7 @@ class Recommender:
     """
 
     weights_depend_on_item_ids = True
+    needs_training = True
     stages = ()
     catalog = None
     unsaved_parameters = frozenset()

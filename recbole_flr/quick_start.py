@@ -58,11 +58,15 @@ def _title_groups(config, model, dataset):
 
 
 def build_trainer(config, model):
-    """The trainer of a model: RecBole's own, or one for several stages if the model declares stages."""
+    """The trainer of a model: one that runs its stages, one that trains nothing, or else RecBole's own."""
     if model.stages:
         from recbole_flr.training.staged import StagedTrainer
 
         return StagedTrainer(config, model)
+    if not model.needs_training:
+        from recbole_flr.training.untrained import UntrainedTrainer
+
+        return with_safe_checkpoints(UntrainedTrainer)(config, model)
     return with_safe_checkpoints(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
 
 

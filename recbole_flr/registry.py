@@ -29,6 +29,8 @@ MODELS = {
     "FLR": Entry("recbole_flr.model.flr", ("generative", "latent")),
     "LatentR3": Entry("recbole_flr.model.latentr3", ("generative", "latent")),
     "BIGRec": Entry("recbole_flr.model.bigrec", ("generative",)),
+    "SequentialRules": Entry("recbole_flr.model.sequential_rules"),
+    "VSKNN": Entry("recbole_flr.model.vsknn"),
 }
 
 

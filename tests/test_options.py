@@ -44,7 +44,7 @@ def recboles_loader():
 def test_the_files_asked_for_are_there():
     names = {str(path.relative_to(properties_folder()).with_suffix("")) for path in FILES}
     datasets = {"toys", "cds", "games", "instruments", "movies", "toys_demo", "ml-100k"}
-    models = {"FLR", "LatentR3", "BIGRec", "SASRec", "GRU4Rec", "Caser"}
+    models = {*MODELS, "SASRec", "GRU4Rec", "Caser"}
     assert names == {"overall", "generative", "latent", "split_files", *(f"model/{name}" for name in models),
                      *(f"dataset/{name}" for name in datasets)}
 
@@ -85,7 +85,7 @@ def test_every_option_that_the_package_reads_is_declared():
     source = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     read = set(re.findall(r"config\[[\"'](\w+)[\"']\]", source))
     written = set(re.findall(r"config\[\"(\w+)\"\] = ", source))
-    declared = {*options_for("FLR", "toys_demo", SHARED), *options_for("BIGRec", shared=("generative",)),
+    declared = {*(name for model, entry in MODELS.items() for name in options_for(model, "toys_demo", entry.shared_options)),
                 *Config("SASRec", "toys_demo").internal_config_dict}
     at_run_time = {"model", "dataset", "device", "local_rank", "single_spec", "eval_type"}  # put there by RecBole
     assert len(read) > 40 and read - declared - at_run_time - written == set()
@@ -94,7 +94,7 @@ def test_every_option_that_the_package_reads_is_declared():
 def test_every_option_of_ours_is_read():
     """Otherwise the documentation would describe an option that has no effect."""
     source = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
-    names = ("overall", "generative", "latent", "split_files", "model/FLR", "model/LatentR3", "model/BIGRec")
+    names = ("overall", "generative", "latent", "split_files", *(f"model/{model}" for model in MODELS))
     ours = {name for file in names for name in read_options(properties_folder() / f"{file}.yaml")}
     folder = Path(recbole.config.__file__).parents[1] / "properties"
     recboles = {name for file in ("overall", "dataset/sample") for name in load(folder / f"{file}.yaml")}

@@ -19,7 +19,9 @@ def test_own_models(name):
     model = get_model(name)
     assert model.__name__ == name and model.__module__.startswith("recbole_flr.") and issubclass(model, Recommender)
     assert model.type == ModelType.SEQUENTIAL and model.input_type in InputType
-    assert not model.weights_depend_on_item_ids and model.stages
+    writes_titles = name in ("FLR", "LatentR3", "BIGRec")
+    assert model.weights_depend_on_item_ids == (not writes_titles) and bool(model.stages) == writes_titles
+    assert model.needs_training == writes_titles
 
 
 @pytest.mark.parametrize("name, own", [("SASRec", SASRec), ("Random", Random)])  # Random has no yaml file
@@ -27,7 +29,7 @@ def test_other_models_are_recboles_with_the_contracts_defaults(name, own):
     model = get_model(name)
     assert issubclass(model, own) and issubclass(model, Recommender) and model is get_model(name)
     assert (model.__name__, model.__module__) == (own.__name__, own.__module__)
-    assert model.weights_depend_on_item_ids and model.stages == ()
+    assert model.weights_depend_on_item_ids and model.needs_training and model.stages == ()
 
 
 def test_model_names_can_be_loaded():

@@ -225,7 +225,8 @@ def test_another_version_starts_from_its_beginning(server, file, body, etag, con
     get(server, file)
     whole(server, file, body)
     at_once = conditions and etag == '"other"'
-    assert server.sent[0] == HALF and server.sent[-1] == len(body) and len(server.sent) == (2 if at_once else 3)
+    # the server may notice last that a connection was closed before its end, so the order of the later two is open
+    assert server.sent[0] == HALF and len(body) in server.sent[1:] and len(server.sent) == (2 if at_once else 3)
 
 
 def test_a_range_from_another_place_is_not_appended(server, file):

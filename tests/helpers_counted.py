@@ -1,0 +1,75 @@
+"""Rows, batches and tiny data sets for the models that are counted from the training rows."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import recbole_flr
+import torch
+from conftest import TINY
+from hypothesis import strategies as st
+from recbole.data.interaction import Interaction
+
+LENGTH = 4  # of the longest history
+
+
+@st.composite
+def counted_rows(draw):
+    """n_items, training rows (history, target, user, time), and histories to rank. Items repeat within a history."""
+    n_items = draw(st.integers(2, 7))
+    item = st.integers(1, n_items - 1)
+    history = st.lists(item, min_size=1, max_size=LENGTH)
+    rows = draw(st.lists(st.tuples(history, item, st.integers(0, 3), st.integers(0, 4)), max_size=12))
+    return n_items, rows, draw(st.lists(history, min_size=1, max_size=4))
+
+
+def padded(histories):
+    """Lists of item ids -> [R, LENGTH] int64, padded with 0 on the right."""
+    return np.array([history + [0] * (LENGTH - len(history)) for history in histories], dtype=np.int64).reshape(-1, LENGTH)
+
+
+def interaction_of(histories):
+    """A RecBole batch of histories."""
+    return Interaction({"item_id_list": torch.from_numpy(padded(histories))})
+
+
+def model_of(model_class, rows, n_items, options):
+    """A counted model on rows (history, target, user, time).
+
+    RecBole's data set is a stand-in with the fields that a counted model reads.
+    """
+    histories, targets, users, times = zip(*rows) if rows else ((), (), (), ())
+    feat = Interaction({
+        "item_id_list": torch.from_numpy(padded(list(histories))), "item_id": torch.tensor(targets, dtype=torch.int64),
+        "user_id": torch.tensor(users, dtype=torch.int64), "timestamp": torch.tensor(times, dtype=torch.float32),
+    })
+    fields = {"iid_field": "item_id", "uid_field": "user_id", "time_field": "timestamp"}
+    dataset = SimpleNamespace(inter_feat=feat, num=lambda _: n_items, **fields)
+    config = {
+        "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "LIST_SUFFIX": "_list", "ITEM_LIST_LENGTH_FIELD": "item_length",
+        "NEG_PREFIX": "neg_", "MAX_ITEM_LIST_LENGTH": LENGTH, "device": torch.device("cpu"), **options,
+    }
+    return model_class(config, dataset)
+
+
+def assert_runs_on_little_data(model, folder, items, users, length):
+    """Run, load and recommend. The items stand in a circle: a history has `length` items, and the target is the next one."""
+    target = folder / "data" / "little"
+    target.mkdir(parents=True)
+    names = [f"i{number}" for number in range(items)]
+    lines = ["item_id:token\ttitle:token", *(f"{name}\tTitle {name}" for name in names)]
+    (target / "little.item").write_text("\n".join(lines) + "\n")
+    head = "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float"
+    rows = []
+    for user in range(users):
+        *history, following = [names[(user + step) % items] for step in range(length + 1)]
+        rows.append(f"u{user}\t{' '.join(history)}\t{following}\t{user}")
+    for part in ("train", "valid", "test"):
+        (target / f"little.{part}.inter").write_text("\n".join([head, *rows]) + "\n")
+    options = {**TINY, "data_path": str(folder / "data"), "topk": [1], "valid_metric": "NDCG@1", "repeat_weight": 0.5}
+    result = recbole_flr.run_recbole_flr(model, "little", config_dict=options)
+    run, = Path("saved").iterdir()
+    assert result["test_result"]["hit@1"] == 1 and json.loads((run / "result.json").read_text())["parameters"] == 0
+    answer = recbole_flr.recommend(run, names[:1], k=items)
+    assert {entry["item"] for entry in answer["items"]} == set(names)
