@@ -15,7 +15,7 @@ MODEL_NAMES = [*MODELS, "SASRec", "GRU4Rec", "Caser"]
 OPTIONS = {"epochs": 30, "learning_rate": 0.005, "stopping_step": 30, "eval_step": 30, "checkpoint_every": 0, "train_batch_size": 8, "topk": [1, 5],
            "valid_metric": "NDCG@5"}
 TEXT = {"epochs": 60, "eval_step": 60, "learning_rate": 0.01, "warmup_epochs": 10, "embedding_dropout": 0.0, "compact_vocab_size": 400,
-        "compact_hidden_size": 32}
+        "compact_hidden_size": 32, "compact_layers": 1}
 ORDER = {"backward_weight": 0.0, "repeat_weight": 1.0}  # the board has a direction
 OWN_OPTIONS = {  # enough capacity, enough steps, no dropout
     "FLR": TEXT, "LatentR3": TEXT, "BIGRec": TEXT, "SASRec": {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0},

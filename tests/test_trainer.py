@@ -32,9 +32,9 @@ def only_run(folder="saved"):
 
 
 @pytest.mark.parametrize("model", OPTIONS)
-def test_same_seed_same_metrics_and_no_pickles(tiny_data, model):
+def test_same_seed_same_metrics_and_no_pickles(trained, tiny_data, model):
     options = {**OPTIONS[model], "data_path": str(tiny_data)}
-    results = [run_recbole_flr(model, "tiny", config_dict={**options, "checkpoint_dir": f"saved{n}"}) for n in range(2)]
+    results = [trained(model, **OPTIONS[model])[1], run_recbole_flr(model, "tiny", config_dict={**options, "checkpoint_dir": "saved0"})]
     assert results[0] == results[1]
     staged = {"stages", "kept"} if "grpo" in options.get("stages", "") else set()
     assert results[0].keys() == {"best_valid_score", "valid_score_bigger", "best_valid_result", "test_result"} | staged
@@ -51,11 +51,11 @@ def test_same_seed_same_metrics_and_no_pickles(tiny_data, model):
     ("FLR", [1], {}), ("SASRec", [1, 3], {}), ("FLR", [1, 2, 3, 4], {**BOTH, "warmup_epochs": 1, "grpo_updates": 2, "show_progress": True}),
     ("BIGRec", [3], {"grounding": "embedding"}),
 ])
-def test_a_run_cut_short_ends_as_one_that_was_not(tiny_data, model, cuts, extra, monkeypatch):
+def test_a_run_cut_short_ends_as_one_that_was_not(trained, tiny_data, model, cuts, extra, monkeypatch):
     """Cut in the first stage, between stages and in each later one: the results equal those of the whole run."""
     options = {**OPTIONS[model], **extra, "data_path": str(tiny_data)}
-    whole = run_recbole_flr(model, "tiny", config_dict={**options, "checkpoint_dir": "whole"})
-    weights = {path.name: checkpoint.read(path)[0] for path in only_run("whole").glob("*.safetensors")}
+    folder, whole = trained(model, **{**OPTIONS[model], **extra})
+    weights = {path.name: checkpoint.read(path)[0] for path in folder.glob("*.safetensors")}
     for cut in cuts:
         seen = []
         config_dict = {**options, "checkpoint_dir": f"cut{cut}"}
@@ -78,8 +78,8 @@ def test_a_run_cut_short_ends_as_one_that_was_not(tiny_data, model, cuts, extra,
             assert all(torch.equal(tensors[key], again[key]) for key in tensors), name
 
 
-def test_resuming_a_finished_run_changes_nothing(tiny_data):
-    whole = run_recbole_flr("FLR", "tiny", config_dict={**OPTIONS["FLR"], "data_path": str(tiny_data)})
+def test_resuming_a_finished_run_changes_nothing(trained):
+    _, whole = trained("FLR", **OPTIONS["FLR"])
     before = {p.name: p.read_bytes() for p in only_run().iterdir()}
     assert run_recbole_flr(config_dict={"resume": str(only_run())}) == whole
     assert {p.name: p.read_bytes() for p in only_run().iterdir()} == before
@@ -126,9 +126,8 @@ def test_kill_9_in_the_middle(tiny_data):
 
 
 @pytest.mark.parametrize("model", OPTIONS)
-def test_load_data_and_model_gives_identical_scores(tiny_data, model):
-    options = {**OPTIONS[model], "data_path": str(tiny_data), "epochs": 2}
-    result = run_recbole_flr(model, "tiny", config_dict=options)
+def test_load_data_and_model_gives_identical_scores(trained, model):
+    _, result = trained(model, **OPTIONS[model])
     config, loaded, dataset, train_data, valid_data, test_data = load_data_and_model(only_run())
     trainer = build_trainer(config, loaded)
     trainer.eval_collector.data_collect(train_data)
@@ -167,10 +166,10 @@ def test_without_saving_nothing_is_written(tiny_data):
     assert not list(Path("saved").glob("*"))
 
 
-def test_stages_show_in_tensorboard(tiny_data):
+def test_stages_show_in_tensorboard(trained):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run_recbole_flr("FLR", "tiny", config_dict={**OPTIONS["FLR"], "data_path": str(tiny_data)})
+    trained("FLR", **OPTIONS["FLR"])
     folder = next(path.parent for path in Path("log_tensorboard").rglob("events*"))
     events = EventAccumulator(str(folder)).Reload()
     for name in ("title", "orthogonality", "orthogonality_weight", "loss"):
