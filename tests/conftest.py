@@ -27,9 +27,10 @@ def isolated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
     root = logging.getLogger()
-    before = root.handlers[:]
+    before, level = root.handlers[:], root.level
     yield
     root.handlers[:] = before
+    root.setLevel(level)
 
 
 def write_dataset(folder, name="tiny", titles=TITLES, users=40, seed=0, brand=False):
