@@ -24,6 +24,7 @@ LAYERS = [  # from the command line down to what all share
     ["registry", "options"],
     ["allowed_values"],
     ["model.flr", "model.latentr3", "model.bigrec", "model.sequential_rules", "model.vsknn"],
+    ["model.transitions", "model.neighbors"],
     ["model.writer", "model.counted"],
     ["training.warmup", "training.reinforcement"],
     ["training.supervised"],

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import recbole_flr
 from recbole_flr.errors import CheckpointError
-from recbole_flr.model.sequential_rules import SequentialRules, count_transitions, normalise
+from recbole_flr.model.sequential_rules import SequentialRules
+from recbole_flr.model.transitions import count_transitions, normalise
 
 OPTIONS = {"forward_decay": 0.7, "backward_weight": 0.5, "row_power": 0.75, "column_power": 0.25, "recency_decay": 0.8,
            "repeat_weight": 0.3}
@@ -77,7 +78,7 @@ def test_the_table_is_sparse():
     n_items = 100_000
     rows = [([item], item + 1, item, item) for item in range(1, n_items - 1, 100)]
     model = model_of(SequentialRules, rows, n_items, OPTIONS)
-    assert model.table.nnz == 2 * len(rows)
+    assert model.transitions.table.nnz == 2 * len(rows)
     assert model.full_sort_predict(interaction_of([[1]]))[0].argmax() == 2
 
 
@@ -88,7 +89,7 @@ def test_one_item_one_user_and_histories_of_one_item(tmp_path, items, users, len
 
 def test_without_rows_every_score_is_0():
     model = model_of(SequentialRules, [], 5, OPTIONS)
-    assert model.table.nnz == 0 and not model.full_sort_predict(interaction_of([[1, 2], [3]])).any()
+    assert model.transitions.table.nnz == 0 and not model.full_sort_predict(interaction_of([[1, 2], [3]])).any()
 
 
 def test_an_item_without_training_rows_has_the_score_0():
@@ -109,5 +110,5 @@ def test_other_training_rows_are_refused(trained, tiny_data):
 def test_an_option_that_is_changed_beside_a_checkpoint_has_an_effect(trained):
     folder, result = trained("SequentialRules")
     again = recbole_flr.load_data_and_model(folder, {"repeat_weight": 0.0})[1]
-    assert again.repeat_weight == 0 and (again.table != recbole_flr.load_data_and_model(folder)[1].table).nnz == 0
-    assert recbole_flr.load_data_and_model(folder, {"row_power": 1.0})[1].table.sum() != again.table.sum()
+    assert again.repeat_weight == 0 and (again.transitions.table != recbole_flr.load_data_and_model(folder)[1].transitions.table).nnz == 0
+    assert recbole_flr.load_data_and_model(folder, {"row_power": 1.0})[1].transitions.table.sum() != again.transitions.table.sum()

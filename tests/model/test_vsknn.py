@@ -9,8 +9,9 @@ from helpers_counted import assert_runs_on_little_data, counted_rows, interactio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_flr.model import vsknn
-from recbole_flr.model.vsknn import VSKNN, expand, place_in_run, position_weights
+from recbole_flr.model import neighbors
+from recbole_flr.model.neighbors import expand, place_in_run, position_weights
+from recbole_flr.model.vsknn import VSKNN
 
 OPTIONS = {"num_neighbors": 3, "sample_size": 5, "similarity": "cosine", "weighting": "linear", "score_weighting": "harmonic",
            "order_decay": 0.5, "backward_weight": 0.25, "repeat_weight": 0.3}
@@ -86,7 +87,7 @@ def test_many_rows_are_scored_in_parts(monkeypatch):
     histories = [[1], [2, 3], [4], [3], [1, 2]]
     model = model_of(VSKNN, rows, 6, OPTIONS)
     together = model.full_sort_predict(interaction_of(histories))
-    monkeypatch.setattr(vsknn, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(neighbors, "ROWS_AT_ONCE", 2)
     assert torch.equal(model.full_sort_predict(interaction_of(histories)), together) and together.any()
 
 
@@ -137,6 +138,6 @@ def test_a_popular_item_costs_no_more_than_the_sample(monkeypatch):
     rows = [([1], 2 + user % 3, user, user) for user in range(1000)]
     model = model_of(VSKNN, rows, 6, OPTIONS)
     asked = []
-    monkeypatch.setattr(vsknn, "expand", lambda starts, counts: (asked.append(int(counts.sum())), expand(starts, counts))[1])
+    monkeypatch.setattr(neighbors, "expand", lambda starts, counts: (asked.append(int(counts.sum())), expand(starts, counts))[1])
     model.full_sort_predict(interaction_of([[1]]))
     assert asked == [5, 6]  # sessions; then the two items of each of three neighbours
