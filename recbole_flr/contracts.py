@@ -87,6 +87,26 @@ class Recommender:
         """Scores of all items, of which only the best k must be right: [B, n_items]."""
         return self.full_sort_predict(interaction).view(len(interaction), -1)
 
+    def before_validation(self, valid_data):
+        """Called before each validation. A model may choose on the validation rows what it does not learn from training rows.
+
+        Args:
+            valid_data: RecBole's loader of the validation rows.
+        """
+
+    def explain_items(self, interaction, items):
+        """Where the scores of some items come from; None if the model cannot say.
+
+        Args:
+            interaction: RecBole batch of one row.
+            items: list of item ids.
+
+        Returns:
+            list with a dict for each item: `parts`, name -> summand of the score; and if the model has a memory, `voters` [L]: the
+            share of each place of the history in what the memory says (rows sum to 1, or 0 if it says nothing).
+        """
+        return None
+
     def explain(self, interaction):
         """What the model looked at; None if it cannot say.
 

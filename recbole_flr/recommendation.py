@@ -53,7 +53,9 @@ def recommend(checkpoint, history, k=10, config_dict=None):
     Returns:
         dict with ``items``: [{item, title, score}], best first, where score is the title's log-probability (RecBole's models:
         their score), and ``factors``: [{weight, history: [{item, title, attention}]}], one for each factor of the last
-        refinement (empty for models without a thought).
+        refinement (empty for models without a thought). If the model can say where a score comes from (FLRMix), an item also has
+        ``parts``: {name: summand of the score}, and ``after``: [{item, title, share}], the items of the history after which the
+        training users chose it.
 
     Raises:
         DataError: for an empty history or an unknown item.
@@ -86,6 +88,12 @@ def recommend(checkpoint, history, k=10, config_dict=None):
 
     answer = {"items": [{**name(item), "score": score} for item, score in
                         zip(best.indices.tolist(), best.values.tolist()) if score > -torch.inf], "factors": []}
+    sources = model.explain_items(interaction, best.indices.tolist()[:len(answer["items"])])
+    for entry, source in zip(answer["items"], sources or []):
+        entry["parts"] = source["parts"]
+        if "voters" in source:
+            after = [{**name(item), "share": float(share)} for item, share in zip(items, source["voters"]) if share > 0]
+            entry["after"] = sorted(after, key=lambda each: -each["share"])
     explained = model.explain(interaction)
     if explained is not None:
         alpha, attention = explained

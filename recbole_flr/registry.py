@@ -27,6 +27,7 @@ class Entry:
 
 MODELS = {
     "FLR": Entry("recbole_flr.model.flr", ("generative", "latent")),
+    "FLRMix": Entry("recbole_flr.model.flrmix", ("latent",)),
     "LatentR3": Entry("recbole_flr.model.latentr3", ("generative", "latent")),
     "BIGRec": Entry("recbole_flr.model.bigrec", ("generative",)),
     "SequentialRules": Entry("recbole_flr.model.sequential_rules"),

@@ -67,7 +67,8 @@ TINY_LM = {
 }
 TINY_LATENT = {**TINY_LM, "stages": "sft", "group_size": 3, "grpo_epochs": 2, "grpo_batch_size": 16}
 TINY_FLR = {**TINY_LATENT, "num_factors": 3}
-TINY_OPTIONS = {"FLR": TINY_FLR, "LatentR3": TINY_LATENT, "BIGRec": TINY_LM}
+TINY_FLRMIX = {**TINY, "epochs": 2, "hidden_size": 16, "num_factors": 3, "group_size": 3, "grpo_epochs": 2, "grpo_batch_size": 16}
+TINY_OPTIONS = {"FLRMix": TINY_FLRMIX, "FLR": TINY_FLR, "LatentR3": TINY_LATENT, "BIGRec": TINY_LM}
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ def model_of(model_class, rows, n_items, options):
     return model_class(config, dataset)
 
 
-def assert_runs_on_little_data(model, folder, items, users, length):
+def assert_runs_on_little_data(model, folder, items, users, length, options=None, parameters=0):
     """Run, load and recommend. The items stand in a circle: a history has `length` items, and the target is the next one."""
     target = folder / "data" / "little"
     target.mkdir(parents=True)
@@ -67,9 +67,11 @@ def assert_runs_on_little_data(model, folder, items, users, length):
         rows.append(f"u{user}\t{' '.join(history)}\t{following}\t{user}")
     for part in ("train", "valid", "test"):
         (target / f"little.{part}.inter").write_text("\n".join([head, *rows]) + "\n")
-    options = {**TINY, "data_path": str(folder / "data"), "topk": [1], "valid_metric": "NDCG@1", "repeat_weight": 0.5}
+    given = options or {"repeat_weight": 0.5}
+    options = {**TINY, "data_path": str(folder / "data"), "topk": [1], "valid_metric": "NDCG@1", **given}
     result = recbole_flr.run_recbole_flr(model, "little", config_dict=options)
     run, = Path("saved").iterdir()
-    assert result["test_result"]["hit@1"] == 1 and json.loads((run / "result.json").read_text())["parameters"] == 0
+    assert result["test_result"]["hit@1"] == 1
+    assert parameters is None or json.loads((run / "result.json").read_text())["parameters"] == parameters
     answer = recbole_flr.recommend(run, names[:1], k=items)
     assert {entry["item"] for entry in answer["items"]} == set(names)

@@ -18,7 +18,7 @@ TEXT = {"epochs": 60, "eval_step": 60, "learning_rate": 0.01, "warmup_epochs": 1
         "compact_hidden_size": 32, "compact_layers": 1}
 ORDER = {"backward_weight": 0.0, "repeat_weight": 1.0}  # the board has a direction
 OWN_OPTIONS = {  # enough capacity, enough steps, no dropout
-    "FLR": TEXT, "LatentR3": TEXT, "BIGRec": TEXT, "SASRec": {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0},
+    "FLRMix": {"hidden_size": 32, "dropout": 0.0, "learning_rate": 0.01, "repeat_weight": 0.0}, "FLR": TEXT, "LatentR3": TEXT, "BIGRec": TEXT, "SASRec": {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0},
     "GRU4Rec": {"dropout_prob": 0.0}, "SequentialRules": ORDER, "VSKNN": ORDER, "Caser": {"dropout_prob": 0.0, "reg_weight": 0.0, "learning_rate": 0.01},
 }
 
@@ -123,4 +123,4 @@ def test_recommend_gives_the_right_answer(run):
         assert len(titles) == 5 and WORDS[right_answer(history[1])] in titles[:3 if name == "Caser" else 1]
         for factor in answer["factors"]:
             assert {entry["title"] for entry in factor["history"]} == {WORDS[each] for each in history}
-    assert bool(answer["factors"]) == (name in ("FLR", "LatentR3"))
+    assert bool(answer["factors"]) == (name in ("FLR", "FLRMix", "LatentR3"))

@@ -69,7 +69,29 @@ def distances_from_end(histories):
     return lengths - 1 - np.arange(histories.shape[1])
 
 
-class Counted(SequentialRecommender, Recommender, ABC):
+class OnTrainingRows:
+    """Mixin for a model that counts the training rows when it is built: its checkpoints fit these rows only."""
+
+    def remember_rows(self, rows):
+        """Keep the fingerprint of :class:`TrainingRows`."""
+        self.rows_fingerprint = rows.fingerprint()
+
+    def other_parameter(self):
+        """What a checkpoint keeps of the model."""
+        return {"rows_fingerprint": self.rows_fingerprint}
+
+    def load_other_parameter(self, para):
+        """Compare the training rows with those of a checkpoint.
+
+        Raises:
+            CheckpointError: if they differ.
+        """
+        if para and para["rows_fingerprint"] != self.rows_fingerprint:
+            raise CheckpointError("the training rows of the data set are not those that the run was counted on; put the old "
+                                  "files back, or run the model anew")
+
+
+class Counted(OnTrainingRows, SequentialRecommender, Recommender, ABC):
     """Base of the models that are counted from the training rows. It ranks all items for histories.
 
     Args:
@@ -84,7 +106,7 @@ class Counted(SequentialRecommender, Recommender, ABC):
         super().__init__(config, dataset)
         self.repeat_weight = config["repeat_weight"]
         rows = TrainingRows.of(dataset, self.ITEM_SEQ)
-        self.rows_fingerprint = rows.fingerprint()
+        self.remember_rows(rows)
         self.count(rows, config)
 
     @abstractmethod
@@ -117,17 +139,3 @@ class Counted(SequentialRecommender, Recommender, ABC):
     def predict(self, interaction):
         """Scores of one item for each row: [B]."""
         return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
-
-    def other_parameter(self):
-        """What a checkpoint keeps of the model."""
-        return {"rows_fingerprint": self.rows_fingerprint}
-
-    def load_other_parameter(self, para):
-        """Compare the training rows with those of a checkpoint.
-
-        Raises:
-            CheckpointError: if they differ.
-        """
-        if para and para["rows_fingerprint"] != self.rows_fingerprint:
-            raise CheckpointError("the training rows of the data set are not those that the run was counted on; put the old "
-                                  "files back, or run the model anew (it needs no training)")

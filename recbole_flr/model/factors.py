@@ -134,6 +134,16 @@ def sparsity(alpha):
     return -(alpha * log).sum(-1).mean()
 
 
+def gate_balance(alpha):
+    """Negative entropy of the mean gate: sum_k m_k log m_k with m the batch mean of alpha. [B, K] -> scalar in [-ln K, 0].
+
+    It is smallest if all factors have equal weight over the batch. The sparsity of eq. 7 alone is smallest if one factor serves
+    all users.
+    """
+    mean = alpha.mean(0)
+    return (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
+
+
 class LossWeights(nn.Module):
     """Weighs the regularisers beside the recommendation loss (eq. 8).
 

@@ -3,9 +3,10 @@ is in `factors.py` (eqs. 3-8) and `reasoner.py` (eq. 2)."""
 
 import torch
 
-from recbole_flr.model.factors import REGULARISERS, FactorStep, LossWeights
-from recbole_flr.model.reasoner import Reasoner
-from recbole_flr.model.writer import ThinkingWriter, item_attention
+from recbole_flr.contracts import LossPart
+from recbole_flr.model.factors import REGULARISERS, FactorStep, LossWeights, gate_balance
+from recbole_flr.model.reasoner import Reasoner, item_attention
+from recbole_flr.model.writer import ThinkingWriter
 from recbole_flr.training.reinforcement import LatentGRPO
 
 
@@ -28,14 +29,19 @@ class FLR(ThinkingWriter):
         )
         with torch.no_grad():  # the row that <|Thought|> has in the vocabulary
             self.reasoner.initial.copy_(self.backbone.lm.get_input_embeddings().weight[self.backbone.thought_id])
+        self.balance_weight = config["gate_balance"]
         names = [name for name in REGULARISERS if config[f"{name}_loss"]]
         self.loss_weights = LossWeights(
             names, config["loss_weighting"], {name: config[f"{name}_weight"] for name in REGULARISERS}
         )
 
     def own_losses(self, thought, target):
-        """Eqs. 5 to 8: the regularisers of the last refinement."""
-        return self.loss_weights(thought.state.regularisers())
+        """Eqs. 5 to 8: the regularisers of the last refinement; and with `gate_balance` the balance of the gate, which is not in
+        the paper."""
+        parts = self.loss_weights(thought.state.regularisers())
+        if self.balance_weight:
+            parts["balance"] = LossPart(gate_balance(thought.state.alpha), self.balance_weight)
+        return parts
 
     def explain(self, interaction):
         """For each row and factor: its weight, and how much of its attention went to each item of the history.

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from recbole_flr.model.factors import rotate
-from recbole_flr.model.reasoner import Thought
-from recbole_flr.model.writer import ThinkingWriter, item_attention
+from recbole_flr.model.reasoner import Thought, item_attention
+from recbole_flr.model.writer import ThinkingWriter
 from recbole_flr.training.reinforcement import LatentGRPO
 
 ROTARY_BASE = 1000.0  # as in the published code

@@ -294,23 +294,6 @@ class ThinkingWriter(Writer, Thinker):
         self._backbone_is_frozen = True
 
 
-def item_attention(attention, item, items):
-    """Attention to tokens, summed over the tokens of each item.
-
-    Args:
-        attention: [B, K, L] or [B, K, L + 1], if the thought is seen too; rows sum to 1.
-        item: [B, L], which item a token belongs to, -1 for none.
-        items: H, items of a history.
-
-    Returns:
-        [B, K, H + 1]: the items, then all the rest; rows sum to 1.
-    """
-    owner = torch.where(item >= 0, item, items)
-    owner = nn.functional.pad(owner, (0, attention.shape[2] - owner.shape[1]), value=items)
-    shares = attention.new_zeros(*attention.shape[:2], items + 1)
-    return shares.scatter_add(2, owner.unsqueeze(1).expand_as(attention), attention)
-
-
 def best_children(logits, target, position, token):
     """Whether each target is what greedy decoding under the trie takes. Of equal logits it takes the lower token id.
 

@@ -71,6 +71,9 @@ class Stage:
     def begin(self):
         """Called once, before the first epoch of the stage, and not when a run is resumed in it."""
 
+    def begin_epoch(self, epoch):
+        """Called before each epoch (from 0)."""
+
     def learning_rate_at(self, epoch):
         """The learning rate of an epoch (from 0)."""
         return self.learning_rate

@@ -166,6 +166,7 @@ class StagedTrainer(SafeCheckpoints, Trainer):
             group["lr"] = stage.learning_rate_at(epoch_idx)
         batches = ShownBatches(train_data, stage, epoch_idx) if show_progress else train_data
         stage.means.reset()
+        stage.begin_epoch(epoch_idx)
         return super()._train_epoch(batches, epoch_idx, loss_func or stage.loss, False)
 
     def _generate_train_loss_output(self, epoch_idx, s_time, e_time, losses):
@@ -183,6 +184,7 @@ class StagedTrainer(SafeCheckpoints, Trainer):
         super()._add_train_loss_to_tensorboard(epoch_idx, losses, f"{tag}/{self.stage_name}")
 
     def _valid_epoch(self, valid_data, show_progress=False):
+        self.model.before_validation(valid_data)
         score, result = super()._valid_epoch(valid_data, show_progress)
         self.tensorboard.add_scalar(f"Valid/{self.stage_name}", score, self._next_epoch)  # RecBole's has all stages in one
         return score, result

@@ -1,0 +1,276 @@
+"""FLRMix: factors as a mixture over items, with a memory. The parts are in `mixture.py`, `memory.py` and `blend.py`.
+
+1. The encoder reads the history; a thought behind it is refined N times by K factors, as in FLR (`reasoner.py`, `factors.py`).
+2. The encoder reads the final thought. Its state h and the factors give K distributions over all items, and the gate mixes them.
+3. Tables that were counted on the training rows vote for items. The ranking adds what they say to the log-probability.
+
+Shapes: B batch, L places of a history (right-padded with item 0), K factors, G thoughts of a history, D width, n items.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+
+from recbole_flr.contracts import LossPart, TargetScores, Thinker, total_loss
+from recbole_flr.data.catalog import Catalog
+from recbole_flr.errors import ConfigError, DataError
+from recbole_flr.model.blend import REPEAT, Candidates, blend, search
+from recbole_flr.model.counted import OnTrainingRows, TrainingRows
+from recbole_flr.model.factors import REGULARISERS, FactorState, FactorStep, gate_balance, sparsity
+from recbole_flr.model.item_encoder import ItemEncoder
+from recbole_flr.model.memory import TABLES, Memory
+from recbole_flr.model.mixture import ItemVectors, MixtureHead, log_probs, target_log_probs
+from recbole_flr.model.reasoner import Context, Reasoner, item_attention, read_prompt
+from recbole_flr.model.text_vectors import stored_vectors, word_vectors
+from recbole_flr.training.mixture import MixtureTraining
+from recbole_flr.training.reinforcement import LatentGRPO
+
+MOST_ROWS = 20_000  # validation rows on which the weights of the ranking are chosen
+LOG_P = "mixture"  # name of the part that is log p(i)
+WORD_SIZE = 256  # dimensions of the text vectors that are made from words
+
+
+@dataclass
+class ItemContext(Context):
+    """Histories that were read.
+
+    Attributes:
+        vectors: [n, D], the item vectors.
+        state: the factors of the latest thought behind these histories.
+    """
+
+    vectors: torch.Tensor | None = None
+    state: FactorState | None = None
+
+
+class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
+    """Factors as a mixture over items, with a memory.
+
+    Args:
+        config: see `properties/model/FLRMix.yaml`.
+        dataset: RecBole's training dataset. The memory is counted on its rows.
+    """
+
+    input_type = InputType.POINTWISE
+    stages = (MixtureTraining, LatentGRPO)
+    _encoder_is_frozen = False
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        if not (config["use_ids"] or config["item_text"] != "none"):
+            raise ConfigError("use_ids: found False, and item_text none; expected at least one of them: an item needs a vector")
+        width, heads = config["hidden_size"], config["n_heads"]
+        if width % heads or width % 2:
+            raise ConfigError(f"hidden_size: found {width}, expected an even multiple of n_heads = {heads}")
+        rows = TrainingRows.of(dataset, self.ITEM_SEQ)
+        self.remember_rows(rows)
+        known = np.zeros(self.n_items, dtype=bool)
+        known[rows.histories], known[rows.targets] = True, True
+        self.encoder = ItemEncoder(width, config["n_layers"], heads, config["dropout"], self.max_seq_length)
+        self.vectors = ItemVectors(
+            self.n_items, width, config["use_ids"], self._text_vectors(config, dataset), torch.from_numpy(known)
+        )
+        self.head = MixtureHead(width, config["dropout"], config["mixture"])
+        self.reasoner = Reasoner(
+            FactorStep(width, config["num_factors"]), width, config["num_refinements"], config["attend_thought"]
+        )
+        self.loss_parts = {name: config[f"{name}_weight"] for name in REGULARISERS[:2] if config[f"{name}_weight"]}
+        self.balance_weight, self.sharpness = config["gate_balance"], 0.0
+        self.memory = Memory(
+            rows, self.n_items, _table_names(config["memory"]),
+            {name: config[name] for name in ("forward_decay", "backward_weight", "row_power", "column_power", "recency_decay")},
+            {"num_neighbors": config["num_neighbors"], "sample_size": config["sample_size"], "similarity": "dot",
+             "weighting": "harmonic", "score_weighting": "same", "order_decay": config["order_decay"],
+             "backward_weight": config["neighbor_backward_weight"]},
+        )
+        weights = {name: config[f"{name}_weight"] for name in self.memory.tables} | {REPEAT: config["repeat_weight"]}
+        self.weight_names, self.fits_weights = list(weights), config["fit_weights"]
+        self.register_buffer("blend_weights", torch.tensor(list(weights.values()), dtype=torch.float64))
+        self.cutoff = max(config["topk"])
+        self.apply(_initialise)
+        torch.nn.init.normal_(self.reasoner.step.attention.queries)
+        torch.nn.init.normal_(self.reasoner.initial, std=0.02)
+
+    def _text_vectors(self, config, dataset):
+        """[n, T] vectors of the items' texts; None if they are switched off, or if the data set has no titles."""
+        kind = config["item_text"]
+        if kind == "none":
+            return None
+        try:
+            self.catalog = Catalog.from_dataset(config, dataset)
+        except DataError as error:
+            if not config["use_ids"]:
+                raise
+            self.logger.warning(f"item_text: the items have no titles, so the model works without text ({error})")
+            return None
+        if kind == "words":
+            return word_vectors(self.catalog.titles, WORD_SIZE, config["seed"])
+        name = kind.strip("/").replace("/", "--").replace("\\", "--")
+        path = f"{config['data_path']}/{config['dataset']}.{name}.safetensors"
+        return stored_vectors(path, self.catalog.titles, kind, config["device"])
+
+    # reading and thinking
+
+    def read_context(self, interaction, prompt_only=False):
+        """Read the histories of a batch. Returns an :class:`ItemContext`; see :meth:`recbole_flr.contracts.Thinker.read_context`."""
+        history, vectors = interaction[self.ITEM_SEQ], self.vectors()
+        mask = history != 0
+        first = None if prompt_only else self.reasoner.initial
+        context = read_prompt(self.encoder, vectors[history], mask, True, first)
+        context.item = torch.where(mask, torch.arange(history.shape[1], device=history.device), -1)
+        return ItemContext(**vars(context), vectors=vectors)
+
+    def think(self, context, reasoner=None):
+        """Refine the thought behind the histories. Returns a :class:`recbole_flr.model.reasoner.Thought`."""
+        thought = (reasoner or self.reasoner).think(self.encoder, context)
+        context.state = thought.state
+        return thought
+
+    def _distribution(self, thought):
+        """The thought's queries [B, K, D], the logarithm of their weights [B, K], and the item vectors [n, D]."""
+        context = thought.context
+        state = context.read_token(self.encoder, thought.embedding).squeeze(1)
+        return *self.head.queries(state, thought.state), context.vectors
+
+    def score_target(self, context, thoughts, target, greedy=False):
+        """See :meth:`recbole_flr.contracts.Thinker.score_target`. Items are scored at once, so T is 1.
+
+        `reward` is the NDCG of the ranking by log p(i), at the cut-off max(topk). The memory is left out of it, because it has
+        counted the row itself.
+        """
+        batch, group = thoughts.shape[:2]
+        own = torch.eye(group, dtype=torch.bool, device=thoughts.device).expand(batch, -1, -1)
+        visible = torch.cat([context.mask.unsqueeze(1).expand(-1, group, -1), own], dim=2)
+        positions = context.length.unsqueeze(1).expand(-1, group)
+        states, _ = self.encoder(thoughts, visible, positions, context.cache)
+        queries, log_weights = zip(*(self.head.queries(state, context.state) for state in states.unbind(1)))
+        queries, log_weights = torch.stack(queries, dim=1), torch.stack(log_weights, dim=1)
+        own_log_prob = target_log_probs(queries, log_weights, context.vectors, target)
+        match = reward = None
+        if greedy:
+            scores = log_probs(queries.detach(), log_weights.detach(), context.vectors)
+            better = (scores > scores.gather(2, target[:, None, None].expand(-1, group, 1))).sum(2)
+            match, reward = better == 0, torch.where(better < self.cutoff, 1 / (better + 2).log2(), 0.0)
+        steps = torch.ones(batch, 1, dtype=torch.bool, device=thoughts.device)
+        return TargetScores(own_log_prob.unsqueeze(-1), steps, match, reward)
+
+    # loss
+
+    def losses(self, interaction):
+        """Parts of the supervised loss: name -> LossPart. `item` is the mean of -log p(target)."""
+        thought, target = self.think(self.read_context(interaction)), interaction[self.POS_ITEM_ID]
+        item = -target_log_probs(*self._distribution(thought), target).mean()
+        return {"item": LossPart(item), **self.own_losses(thought, target)}
+
+    def own_losses(self, thought, target):
+        """Eqs. 5 and 6 with fixed weights, and the gate's loss:
+
+        L_gate = gate_balance * (sum_k m_k log m_k + sharpness * mean entropy of alpha),
+
+        where m is the batch mean of alpha and the sharpness rises from 0 to 1 in the second half of the training.
+        """
+        values = thought.state.regularisers()
+        parts = {name: LossPart(values[name], weight) for name, weight in self.loss_parts.items()}
+        if self.balance_weight:
+            parts["balance"] = LossPart(gate_balance(thought.state.alpha), self.balance_weight)
+            if self.sharpness:
+                parts["sharpness"] = LossPart(sparsity(thought.state.alpha), self.balance_weight * self.sharpness)
+        return parts
+
+    def calculate_loss(self, interaction):
+        """The total of :meth:`losses`. A scalar."""
+        return total_loss(self.losses(interaction))
+
+    def freeze_encoder(self):
+        """From now on only the reasoner is trained."""
+        for module in (self.encoder, self.vectors, self.head):
+            module.requires_grad_(False).eval()
+            module.zero_grad(set_to_none=True)
+        self._encoder_is_frozen = True
+
+    def train(self, mode=True):
+        """As every module's, except that a frozen encoder stays without dropout."""
+        super().train(mode)
+        if self._encoder_is_frozen:
+            for module in (self.encoder, self.vectors, self.head):
+                module.eval()
+        return self
+
+    # ranking
+
+    def ranking_parts(self, interaction):
+        """What the ranking is made of: name -> [B, n]. `mixture` is log p(i); then the tables; `repeat` is 1 for items of the
+        history."""
+        history = interaction[self.ITEM_SEQ]
+        log_p = log_probs(*self._distribution(self.think(self.read_context(interaction))))
+        repeat = torch.zeros_like(log_p).scatter(1, history, 1.0)
+        return {LOG_P: log_p, **self.memory.log_votes(history), REPEAT: repeat}
+
+    def ranking_weights(self):
+        """Weights of the tables and of `repeat`: name -> float. The weight of log p(i) is 1."""
+        return dict(zip(self.weight_names, self.blend_weights.tolist()))
+
+    def full_sort_predict(self, interaction):
+        """Scores of all items: [B, n]; -inf for the padding."""
+        return blend(self.ranking_parts(interaction), self.ranking_weights())
+
+    def predict(self, interaction):
+        """Scores of one item for each row: [B]."""
+        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
+
+    @torch.no_grad()
+    def before_validation(self, valid_data):
+        """Choose the weights of the ranking on validation rows: :func:`recbole_flr.model.blend.search`."""
+        if not self.fits_weights:
+            return
+        self.eval()
+        found, rows = [], 0
+        for batch in valid_data:
+            interaction = batch[0].to(self.device)
+            found.append(Candidates.of(self.ranking_parts(interaction), interaction[self.POS_ITEM_ID], 10 * self.cutoff))
+            rows += len(interaction)
+            if rows >= MOST_ROWS:
+                break
+        weights, _ = search(Candidates.joined(found), self.ranking_weights(), self.cutoff)
+        self.blend_weights.copy_(torch.tensor(list(weights.values())))
+        self.logger.info("Weights of the ranking: " + ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items()))
+
+    def explain(self, interaction):
+        """See :meth:`recbole_flr.contracts.Recommender.explain`."""
+        context = self.read_context(interaction)
+        state = self.think(context).state
+        return state.alpha, item_attention(state.attention, context.item, interaction[self.ITEM_SEQ].shape[1])
+
+    def explain_items(self, interaction, items):
+        """See :meth:`recbole_flr.contracts.Recommender.explain_items`."""
+        parts, weights = self.ranking_parts(interaction), self.ranking_weights()
+        shares = {name: weights.get(name, 1.0) * part[0, items] for name, part in parts.items()}
+        answers = [{"parts": {name: float(values[number]) for name, values in shares.items()}} for number in range(len(items))]
+        if "transitions" in self.memory.tables:
+            voters = self.memory.tables["transitions"].voters(interaction[self.ITEM_SEQ][0].cpu().numpy(), np.asarray(items))
+            for answer, votes in zip(answers, voters.T):
+                answer["voters"] = votes / max(votes.sum(), np.finfo(np.float32).tiny)
+        return answers
+
+
+def _table_names(given):
+    """The option `memory` -> names of tables, in their order.
+
+    Raises:
+        ConfigError: for a name that is no table.
+    """
+    names = [] if given is None else [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
+    if set(names) - set(TABLES):
+        raise ConfigError(f"memory: found {given!r}, expected a list of {', '.join(TABLES)}, or null")
+    return [name for name in TABLES if name in names]
+
+
+def _initialise(module):
+    """Initial weights as in SASRec: normal with a standard deviation of 0.02, biases 0."""
+    if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+        torch.nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, torch.nn.Linear) and module.bias is not None:
+        torch.nn.init.zeros_(module.bias)

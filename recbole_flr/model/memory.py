@@ -1,0 +1,51 @@
+"""The memory of FLRMix: tables that were counted on the training rows, and what each says about the next item.
+
+All tables are sparse. Ranking a user reads only the rows of the items in his history, or the sessions that share an item with it.
+
+Shapes: B rows, L places of a history (right-padded with item 0), n items.
+"""
+
+import torch
+
+from recbole_flr.model.neighbors import Neighbors
+from recbole_flr.model.transitions import Transitions
+
+TABLES = ("transitions", "neighbors")
+FLOOR = 3e-3  # added to votes of at most 1: an item without a vote is not impossible
+
+
+class Memory:
+    """The tables that are in use.
+
+    Args:
+        rows: :class:`recbole_flr.model.counted.TrainingRows`.
+        n_items: n.
+        names: which of TABLES are in use.
+        transitions: keyword arguments of :class:`recbole_flr.model.transitions.Transitions`.
+        neighbors: keyword arguments of :class:`recbole_flr.model.neighbors.Neighbors`.
+
+    Attributes:
+        tables: name -> object with ``votes(histories)``.
+    """
+
+    def __init__(self, rows, n_items, names, transitions, neighbors):
+        kinds = {"transitions": (Transitions, transitions), "neighbors": (Neighbors, neighbors)}
+        self.tables = {name: kinds[name][0](rows, n_items, **kinds[name][1]) for name in names}
+
+    def log_votes(self, histories):
+        """What each table says about the next item.
+
+        Args:
+            histories: [B, L] item ids.
+
+        Returns:
+            dict, name -> [B, n] float32: log(FLOOR + v), where v is the votes of an item divided by the most votes of any item.
+            A table that knows no item of a history says the same about all items.
+        """
+        ids = histories.cpu().numpy()
+        found = {}
+        for name, table in self.tables.items():
+            votes = torch.from_numpy(table.votes(ids).toarray()).to(histories.device, torch.float32)
+            most = votes.amax(1, keepdim=True)
+            found[name] = (votes / torch.where(most > 0, most, 1.0) + FLOOR).log()
+        return found

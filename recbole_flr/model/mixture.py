@@ -1,0 +1,107 @@
+"""Factors as a mixture over items: each factor has a distribution over all items, and the gate says how much each one counts.
+
+In FLR the factors are summed to one vector, and one vector gives one distribution. Here factor k has the query
+q_k = h + W_o F_k, where h is the state of the thought. Its distribution is p_k(i) = softmax over i of q_k . e_i, and
+
+    p(i) = sum over k of alpha_k p_k(i)
+
+(a mixture of softmaxes; Yang et al., "Breaking the Softmax Bottleneck", ICLR 2018). Each factor learns from the rows that it
+explains best.
+
+Shapes: B batch, K factors, D width, n items (the padding item 0 included).
+"""
+
+import torch
+from torch import nn
+
+
+class ItemVectors(nn.Module):
+    """e_i = id vector + W_t text vector, for all items.
+
+    An item without training rows has no id vector, because nothing was learned for it. Its text alone speaks for it.
+
+    Args:
+        n_items: n.
+        width: D.
+        use_ids: whether items have id vectors.
+        texts: [n, T], the items' text vectors, or None.
+        known: [n] bool, whether an item is in a training row.
+    """
+
+    def __init__(self, n_items, width, use_ids, texts, known):
+        super().__init__()
+        self.ids = nn.Embedding(n_items, width) if use_ids else None
+        self.project = None if texts is None else nn.Linear(texts.shape[1], width)
+        self.register_buffer("texts", texts, persistent=False)
+        self.register_buffer("known", known.unsqueeze(1), persistent=False)
+
+    def forward(self):
+        """All item vectors: [n, D]."""
+        vectors = None if self.ids is None else torch.where(self.known, self.ids.weight, 0)
+        if self.project is None:
+            return vectors
+        projected = self.project(self.texts)
+        return projected if vectors is None else vectors + projected
+
+
+class MixtureHead(nn.Module):
+    """From the thought and its factors to a distribution over items.
+
+    Args:
+        width: D.
+        dropout: on the factors.
+        mixture: whether the factors form a mixture. If not, they are summed to z = sum_k alpha_k F_k, as in FLR, and there is
+            one query.
+    """
+
+    def __init__(self, width, dropout, mixture=True):
+        super().__init__()
+        self.output, self.drop, self.mixture = nn.Linear(width, width), nn.Dropout(dropout), mixture
+
+    def queries(self, thought, state):
+        """The queries of a thought.
+
+        Args:
+            thought: [B, D], the state h of the thought.
+            state: :class:`recbole_flr.model.factors.FactorState`.
+
+        Returns:
+            queries [B, K, D] and the logarithm of their weights [B, K]. Without a mixture K is 1.
+        """
+        if not self.mixture:
+            query = thought + self.output(self.drop(state.thought))
+            return query.unsqueeze(1), query.new_zeros(len(query), 1)
+        tiny = torch.finfo(state.alpha.dtype).tiny
+        return thought.unsqueeze(1) + self.output(self.drop(state.factors)), state.alpha.clamp_min(tiny).log()
+
+
+def log_probs(queries, log_weights, vectors):
+    """log p(i) of all items.
+
+    Args:
+        queries: [..., K, D].
+        log_weights: [..., K], log alpha.
+        vectors: [n, D].
+
+    Returns:
+        [..., n]; -inf for item 0.
+    """
+    each = (queries @ vectors[1:].T).log_softmax(-1)
+    return nn.functional.pad((each + log_weights.unsqueeze(-1)).logsumexp(-2), (1, 0), value=-torch.inf)
+
+
+def target_log_probs(queries, log_weights, vectors, target):
+    """log p of one item for each row, without the distribution of all items.
+
+    Args:
+        queries: [B, ..., K, D].
+        log_weights: [B, ..., K].
+        vectors: [n, D].
+        target: [B] item ids.
+
+    Returns:
+        [B, ...].
+    """
+    wanted = vectors[target].view(len(target), *[1] * (queries.dim() - 2), -1)
+    own = (queries * wanted).sum(-1)
+    return (own - (queries @ vectors[1:].T).logsumexp(-1) + log_weights).logsumexp(-1)

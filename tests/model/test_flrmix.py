@@ -1,0 +1,240 @@
+"""FLRMix: its loss, ranking, explanation and stages, every option that switches a part off, and bad or little data."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, write_dataset
+from helpers_counted import assert_runs_on_little_data
+from recbole.data.interaction import Interaction
+
+import recbole_flr
+from recbole_flr.errors import CheckpointError, ConfigError
+from recbole_flr.model.blend import REPEAT
+
+ALONE = {"memory": None, "fit_weights": False, "repeat_weight": 0.0}  # the mixture ranks without anything else
+
+
+def batch_of(loaders, part=0):
+    batch = next(iter(loaders[part]))
+    return batch if part == 0 else batch[0]
+
+
+@pytest.mark.parametrize("mixture", [True, False])
+def test_the_loss_is_minus_the_log_probability_of_the_target(build, mixture):
+    config, model, loaders = build("FLRMix", **ALONE, mixture=mixture)
+    model.double().eval()
+    batch = batch_of(loaders)
+    scores = model.full_sort_predict(batch)
+    torch.testing.assert_close(scores[:, 1:].exp().sum(1), torch.ones(len(batch), dtype=torch.float64))
+    target = batch[model.POS_ITEM_ID]
+    parts = model.losses(batch)
+    torch.testing.assert_close(parts["item"].value, -scores.gather(1, target.unsqueeze(1)).mean())
+    torch.testing.assert_close(model.predict(batch), scores.gather(1, target.unsqueeze(1)).squeeze(1))
+    assert torch.isclose(model.calculate_loss(batch), sum(part.weighted for part in parts.values()))
+
+
+def test_the_scores_of_a_target_and_the_reward(build):
+    """`score_target` of the thought itself is the ranking's log-probability; the reward is the NDCG of a sorted list."""
+    _, model, loaders = build("FLRMix", **ALONE)
+    model.double().eval()
+    batch = batch_of(loaders)
+    target = batch[model.POS_ITEM_ID]
+    context = model.read_context(batch, prompt_only=True)
+    embedding = model.think(context).embedding
+    noise = torch.randn(len(batch), 3, embedding.shape[1], dtype=torch.float64)
+    noise[:, 0] = 0
+    scored = model.score_target(context, embedding.unsqueeze(1) + noise, target, greedy=True)
+    expected = model.full_sort_predict(batch)
+    torch.testing.assert_close(scored.log_probs[:, 0, 0], expected.gather(1, target.unsqueeze(1)).squeeze(1))
+    for row in range(len(batch)):
+        rank = expected[row].argsort(descending=True).tolist().index(target[row].item())
+        assert scored.reward[row, 0].item() == pytest.approx(1 / math.log2(rank + 2) if rank < model.cutoff else 0.0)
+        assert scored.match[row, 0].item() == (rank == 0)
+    assert (scored.log_probs[:, 1] - scored.log_probs[:, 0]).abs().min() > 0  # the noise moves the ranking
+    assert scored.mask.all() and scored.log_probs.shape == (len(batch), 3, 1)
+
+
+def test_the_reinforcement_moves_the_reasoner_alone(trained):
+    folder, result = trained("FLRMix", stages="sft,grpo", grpo_epochs=2, grpo_learning_rate=0.01, fit_weights=False, memory=None)
+    assert set(result["stages"]) == {"sft", "grpo"}
+    from recbole_flr.training import checkpoint
+
+    before, after = (checkpoint.read(folder / f"{name}.safetensors")[0] for name in ("sft", "grpo"))
+    moved = {name for name in before if name.startswith("model.") and not torch.equal(before[name], after[name])}
+    assert all(name.startswith("model.reasoner.") for name in moved) and moved
+    assert result["test_result"] == result["stages"][result["kept"]]["test_result"]
+
+
+@pytest.mark.parametrize("options", [
+    {"num_factors": 1}, {"mixture": False}, {"num_refinements": 1}, {"gate_balance": 0.0}, {"memory": None},
+    {"memory": ["transitions"]}, {"memory": "neighbors"}, {"item_text": "none"}, {"use_ids": False}, {"fit_weights": False},
+    {"orthogonality_weight": 0.0, "diversity_weight": 0.0}, {"attend_thought": False},
+], ids=str)
+def test_each_part_can_be_switched_off(build, options):
+    _, model, loaders = build("FLRMix", **options)
+    batch = batch_of(loaders)
+    model.calculate_loss(batch).backward()
+    model.before_validation(loaders[1])
+    with torch.no_grad():
+        scores = model.eval().full_sort_predict(batch)
+    assert scores[:, 1:].isfinite().all() and scores.shape == (len(batch), model.n_items)
+    parts = set(model.losses(batch))
+    assert ("balance" in parts) == ("gate_balance" not in options)
+    assert ("orthogonality" in parts) == ("orthogonality_weight" not in options)
+    memory = options.get("memory", ["transitions", "neighbors"])
+    assert set(model.ranking_parts(batch)) == {"mixture", REPEAT, *([memory] if isinstance(memory, str) else memory or [])}
+
+
+def test_neither_ids_nor_text(build):
+    with pytest.raises(ConfigError, match="use_ids: found False, and item_text none; expected at least one"):
+        build("FLRMix", use_ids=False, item_text="none")
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"memory": "transition"}, "memory: found 'transition', expected a list of transitions, neighbors"),
+    ({"hidden_size": 10, "n_heads": 4}, "hidden_size: found 10, expected an even multiple of n_heads = 4"),
+    ({"item_text": "no/such/encoder"}, "item_text: found 'no/such/encoder'"),
+])
+def test_bad_options(build, options, message):
+    with pytest.raises(ConfigError, match=message):
+        build("FLRMix", **options)
+
+
+def test_the_gate_is_asked_to_decide_in_the_second_half(build):
+    _, model, loaders = build("FLRMix", epochs=8)
+    stage = model.stages[0](model, {**build("FLRMix")[0].final_config_dict, "epochs": 8, "eval_step": 1})
+    found = []
+    for epoch in range(8):
+        stage.begin_epoch(epoch)
+        found.append(model.sharpness)
+    assert found == [0, 0, 0, 0, 0, 0.25, 0.5, 0.75]
+    assert "sharpness" in stage.losses(batch_of(loaders))
+
+
+def test_the_weights_are_chosen_on_the_validation_rows(build):
+    """Never worse there than the weights that were given; other weights than these; and a checkpoint has them."""
+    _, model, loaders = build("FLRMix")
+    given = model.ranking_weights()
+    model.before_validation(loaders[1])
+    chosen = model.ranking_weights()
+    assert chosen != given and list(chosen) == ["transitions", "neighbors", REPEAT]
+    assert model.state_dict()["blend_weights"].tolist() == list(chosen.values())
+
+    def ndcg(weights):
+        total, rows = 0.0, 0
+        model.blend_weights.copy_(torch.tensor(list(weights.values())))
+        for batch, *_ in loaders[1]:
+            with torch.no_grad():
+                scores = model.full_sort_predict(batch)
+            own = scores.gather(1, batch[model.POS_ITEM_ID].unsqueeze(1))
+            rank = (scores > own).sum(1) + ((scores == own).sum(1) - 1) / 2
+            total, rows = total + torch.where(rank < 10, 1 / (rank + 2).log2(), 0).sum().item(), rows + len(batch)
+        return total / rows
+
+    assert ndcg(chosen) >= ndcg(given)
+
+
+def test_a_cold_item_is_ranked_by_its_text(tmp_path, monkeypatch):
+    """The last item has no row at all, and the title of item i1 with one more word."""
+    data = tmp_path / "data"
+    folder = write_dataset(data, titles=["Robot Wars", "Blue Castle", "Tiny Train", "Green Farm", "Paint Box", "Old Dragon"])
+    with open(folder / "tiny.item", "a", encoding="utf-8") as file:
+        file.write("cold\tBlue Castle New\n")
+    options = {**TINY, "data_path": str(data), "epochs": 40, "learning_rate": 0.002, "hidden_size": 16, "topk": [3], **ALONE,
+               "valid_metric": "NDCG@3", "use_ids": False, "dropout": 0.0, "stopping_step": 40}
+    recbole_flr.run_recbole_flr("FLRMix", "tiny", config_dict=options)
+    run, = Path("saved").iterdir()
+    _, model, dataset, *_ = recbole_flr.load_data_and_model(run)
+    ids = dataset.field2token_id["item_id"]
+    assert not model.vectors.known[ids["cold"]] and model.vectors.known[ids["i1"]]
+    answer = recbole_flr.recommend(run, ["Old Dragon", "Robot Wars"], k=2)  # i1 comes after i0
+    assert {item["item"] for item in answer["items"]} == {"i1", "cold"}
+
+
+def test_recommend_says_where_a_score_comes_from(trained):
+    folder, _ = trained("FLRMix")
+    answer = recbole_flr.recommend(folder, ["Robot", "Robot Wars"], k=4)
+    assert len(answer["factors"]) == 3
+    assert sum(factor["weight"] for factor in answer["factors"]) == pytest.approx(1, abs=1e-5)
+    for item in answer["items"]:
+        assert set(item["parts"]) == {"mixture", "transitions", "neighbors", REPEAT}
+        assert sum(item["parts"].values()) == pytest.approx(item["score"], rel=1e-4)
+        assert {entry["item"] for entry in item["after"]} <= {"i0", "i1"}
+        assert not item["after"] or sum(entry["share"] for entry in item["after"]) == pytest.approx(1, abs=1e-5)
+    assert any(item["after"] for item in answer["items"])
+
+
+def test_a_run_that_was_cut_short_goes_on_to_the_same_result(trained, session_data, monkeypatch):
+    from recbole_flr.training.staged import StagedTrainer
+
+    _, expected = trained("FLRMix", epochs=3)
+    step = StagedTrainer._train_epoch
+    monkeypatch.setattr(StagedTrainer, "_train_epoch", lambda self, data, epoch, *a, **b: (
+        (_ for _ in ()).throw(KeyboardInterrupt) if epoch == 2 and not self._resumed_once else step(self, data, epoch, *a, **b)))
+    monkeypatch.setattr(StagedTrainer, "_resumed_once", False, raising=False)
+    from conftest import TINY_OPTIONS
+
+    Path("again").mkdir()
+    monkeypatch.chdir("again")
+    options = {**TINY_OPTIONS["FLRMix"], "epochs": 3, "data_path": str(session_data)}
+    with pytest.raises(KeyboardInterrupt):
+        recbole_flr.run_recbole_flr("FLRMix", "tiny", config_dict=options)
+    run, = Path("saved").iterdir()
+    monkeypatch.setattr(StagedTrainer, "_resumed_once", True)
+    assert recbole_flr.run_recbole_flr(config_dict={"resume": str(run)}) == expected
+
+
+def test_other_training_rows_are_refused(trained, session_data, tmp_path):
+    folder, _ = trained("FLRMix")
+    other = write_dataset(tmp_path / "other", seed=1)
+    (other / "tiny.item").write_text((session_data / "tiny" / "tiny.item").read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(CheckpointError):
+        recbole_flr.load_data_and_model(folder, {"data_path": str(tmp_path / "other")})
+
+
+@pytest.mark.parametrize("items, users, length", [(1, 1, 1), (2, 1, 1), (3, 5, 1), (4, 6, 3)])
+def test_little_data(tmp_path, items, users, length):
+    options = {"hidden_size": 8, "epochs": 30, "learning_rate": 0.03, "dropout": 0.0, "stopping_step": 30, "eval_step": 30}
+    assert_runs_on_little_data("FLRMix", tmp_path, items, users, length, options, parameters=None)
+
+
+def test_without_titles(tmp_path):
+    folder = write_dataset(tmp_path / "data")
+    (folder / "tiny.item").unlink()
+    options = {**TINY, "data_path": str(tmp_path / "data"), "epochs": 1, "hidden_size": 8, "title_metrics": False}
+    result = recbole_flr.run_recbole_flr("FLRMix", "tiny", config_dict=options)
+    assert "ndcg@10" in result["test_result"]
+    run, = Path("saved").iterdir()
+    answer = recbole_flr.recommend(run, ["i1"], k=3)
+    assert len(answer["items"]) == 3
+    with pytest.raises(Exception, match="title"):
+        recbole_flr.run_recbole_flr("FLRMix", "tiny", config_dict={**options, "use_ids": False})
+
+
+def test_item_number_0_is_never_recommended(build):
+    _, model, loaders = build("FLRMix")
+    model.eval()
+    with torch.no_grad():
+        scores = model.full_sort_predict(batch_of(loaders, 2))
+    assert (scores[:, 0] == -torch.inf).all()
+
+
+def test_the_result_names_the_parts_of_the_loss(trained):
+    folder, _ = trained("FLRMix", state="INFO")
+    log = next(Path("log").rglob("*.log")).read_text(encoding="utf-8")
+    for name in ("item:", "orthogonality:", "diversity:", "balance:", "Weights of the ranking: transitions"):
+        assert name in log
+    assert json.loads((folder / "result.json").read_text())["stages"][-1]["name"] == "sft"
+
+
+def test_a_history_of_unknown_items(build):
+    """Items without training rows: the tables say nothing, the text says something."""
+    _, model, _ = build("FLRMix")
+    model.eval()
+    batch = Interaction({model.ITEM_SEQ: torch.zeros(1, 10, dtype=torch.long), model.ITEM_SEQ_LEN: torch.tensor([1])})
+    batch[model.ITEM_SEQ][0, 0] = 1
+    with torch.no_grad():
+        assert model.full_sort_predict(batch)[:, 1:].isfinite().all()
