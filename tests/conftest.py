@@ -11,14 +11,29 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import numpy as np
+import psutil
 import pytest
+import recbole.model.sequential_recommender  # noqa: F401: see below
 import torch
+
+# RecBole's module of the model SINE turns on torch's anomaly detection for the whole process when it is imported. Training then
+# takes three times as long. The tests do not need it: RecBole itself refuses a loss that is NaN.
+torch.autograd.set_detect_anomaly(False)
 
 TITLES = [  # repeats, prefixes of one another, one word, markup-like text, quotes, emoji, CJK
     "Robot", "Robot Wars", "Robot Wars II", "Blue Castle Set", "Blue Castle Set", "Red Castle Set", "Space \"Puzzle\"",
     "<|Thought|>", "<|endoftitle|> Box", "積み木", "🎲 Dice", "Farm", "Farm Animals", "Green Castle Set", "Dragon",
     "Dragon Fire", "Tiny Train", "Tiny Train Track", "Paint Box", "Paint",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_pause():
+    """RecBole measures the processor's load for a second at the end of each run. Here it gives the load since the last run."""
+    measure = psutil.cpu_percent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psutil, "cpu_percent", lambda interval: measure())
+        yield
 
 
 @pytest.fixture(autouse=True)

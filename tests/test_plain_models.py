@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, TITLES, write_dataset
+from helpers_training import interrupt, only_run
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import nn
@@ -182,11 +183,6 @@ def run(data, model, **given):
     return recbole_flr.run_recbole_flr(model, "tiny", config_dict=given)
 
 
-def only_run():
-    found, = Path("saved").iterdir()
-    return found
-
-
 def test_a_plain_model_is_trained_saved_and_asked(tiny_data):
     result = run(tiny_data, "Retrieval", epochs=20)
     assert result["test_result"]["hit@10"] > 0.6 and "stages" not in result  # by chance: .5
@@ -237,22 +233,9 @@ def test_two_stages_without_a_language_model(tiny_data):
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4])
-def test_two_stages_cut_short_and_resumed(tiny_data, cut, monkeypatch):
+def test_two_stages_cut_short_and_resumed(tiny_data, cut):
     whole = run(tiny_data, "TwoStages", checkpoint_dir="whole")
-    from recbole.trainer import Trainer
-
-    own, seen = Trainer._train_epoch, []
-
-    def interrupted(self, *args, **kwargs):
-        if len(seen) == cut:
-            raise KeyboardInterrupt
-        seen.append(1)
-        return own(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(tiny_data, "TwoStages")
+    interrupt(lambda: run(tiny_data, "TwoStages"), epochs=cut)
     assert recbole_flr.run_recbole_flr(config_dict={"resume": str(only_run())}) == whole
 
 
@@ -317,13 +300,11 @@ def test_reinforcement_needs_the_contract_of_thinkers_and_nothing_else(tiny_data
 def test_the_model_that_is_reinforced_by_a_run_of_its_own(tiny_data):
     """`--stages=grpo --checkpoint=RUN`: the model before the stage stands under the name of the stage before."""
     run(tiny_data, "Reasoning", stages="whole", checkpoint_dir="first")
-    first, = Path("first").iterdir()
     result = recbole_flr.run_recbole_flr(config_dict={
-        "checkpoint": str(first), "stages": "grpo", "grpo_epochs": 1, "checkpoint_dir": "second",
+        "checkpoint": str(only_run("first")), "stages": "grpo", "grpo_epochs": 1, "checkpoint_dir": "second",
     })
     assert list(result["stages"]) == ["whole", "grpo"]
-    second, = Path("second").iterdir()
-    assert [stage["name"] for stage in json.loads((second / "result.json").read_text())["stages"]] == ["whole", "grpo"]
+    assert [stage["name"] for stage in json.loads((only_run("second") / "result.json").read_text())["stages"]] == ["whole", "grpo"]
 
 
 def test_recommend_without_titles(tiny_data):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, TINY_FLR, TINY_LATENT, TINY_LM
-from recbole.trainer import Trainer
+from helpers_training import interrupt, only_run
 
 from recbole_flr.errors import CheckpointError, FLRError
 from recbole_flr.quick_start import build_trainer, load_data_and_model, run_recbole_flr
@@ -23,12 +23,6 @@ BOTH = {"stages": "sft,grpo", "epochs": 2, "grpo_epochs": 2, "grpo_stopping_step
 OPTIONS = {"FLR": {**TINY_FLR, "epochs": 4}, "LatentR3": {**TINY_LATENT, **BOTH}, "BIGRec": {**TINY_LM, "epochs": 2},
            "SASRec": {**TINY, "epochs": 4}, "GRU4Rec": {**TINY, "epochs": 4},
            "Caser": {**TINY, "epochs": 4}}
-
-
-def only_run(folder="saved"):
-    runs = list(Path(folder).iterdir())
-    assert len(runs) == 1
-    return runs[0]
 
 
 @pytest.mark.parametrize("model", OPTIONS)
@@ -51,26 +45,14 @@ def test_same_seed_same_metrics_and_no_pickles(trained, tiny_data, model):
     ("FLR", [1], {}), ("SASRec", [1, 3], {}), ("FLR", [1, 2, 3, 4], {**BOTH, "warmup_epochs": 1, "grpo_updates": 2, "show_progress": True}),
     ("BIGRec", [3], {"grounding": "embedding"}),
 ])
-def test_a_run_cut_short_ends_as_one_that_was_not(trained, tiny_data, model, cuts, extra, monkeypatch):
+def test_a_run_cut_short_ends_as_one_that_was_not(trained, tiny_data, model, cuts, extra):
     """Cut in the first stage, between stages and in each later one: the results equal those of the whole run."""
     options = {**OPTIONS[model], **extra, "data_path": str(tiny_data)}
     folder, whole = trained(model, **{**OPTIONS[model], **extra})
     weights = {path.name: checkpoint.read(path)[0] for path in folder.glob("*.safetensors")}
     for cut in cuts:
-        seen = []
         config_dict = {**options, "checkpoint_dir": f"cut{cut}"}
-        own = Trainer._train_epoch
-
-        def interrupted(self, *args, **kwargs):
-            if len(seen) == cut:
-                raise KeyboardInterrupt
-            seen.append(1)
-            return own(self, *args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "_train_epoch", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                run_recbole_flr(model, "tiny", config_dict=config_dict)
+        interrupt(lambda: run_recbole_flr(model, "tiny", config_dict=config_dict), epochs=cut)
         resumed = run_recbole_flr(config_dict={"resume": str(only_run(f"cut{cut}"))})
         assert resumed == whole, f"cut after {cut} epochs"
         for name, tensors in weights.items():
