@@ -19,7 +19,8 @@ from recbole_flr.training import checkpoint
 from recbole_flr.training.staged import StagedTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
-BOTH = {"stages": "sft,grpo", "epochs": 2, "grpo_epochs": 2, "grpo_stopping_step": 5}
+BOTH = {"stages": "sft,grpo", "epochs": 2, "grpo_epochs": 2}
+UPDATED_TWICE = {**BOTH, "warmup_epochs": 1, "grpo_updates": 2, "show_progress": True}
 OPTIONS = {"FLR": {**TINY_FLR, "epochs": 4}, "LatentR3": {**TINY_LATENT, **BOTH}, "BIGRec": {**TINY_LM, "epochs": 2},
            "SASRec": {**TINY, "epochs": 4}, "GRU4Rec": {**TINY, "epochs": 4},
            "Caser": {**TINY, "epochs": 4}}
@@ -42,7 +43,7 @@ def test_same_seed_same_metrics_and_no_pickles(trained, tiny_data, model):
 
 
 @pytest.mark.parametrize("model, cuts, extra", [
-    ("FLR", [1], {}), ("SASRec", [1, 3], {}), ("FLR", [1, 2, 3, 4], {**BOTH, "warmup_epochs": 1, "grpo_updates": 2, "show_progress": True}),
+    ("FLR", [1], {}), ("SASRec", [1, 3], {}), ("FLR", [1, 2, 3, 4], UPDATED_TWICE),
     ("BIGRec", [3], {"grounding": "embedding"}),
 ])
 def test_a_run_cut_short_ends_as_one_that_was_not(trained, tiny_data, model, cuts, extra):
@@ -67,11 +68,11 @@ def test_resuming_a_finished_run_changes_nothing(trained):
     assert {p.name: p.read_bytes() for p in only_run().iterdir()} == before
 
 
-def test_more_epochs_after_the_end(tiny_data):
+def test_more_epochs_after_the_end(trained, session_data):
     """A finished run can be asked for more: `--resume=RUN --epochs=6`."""
-    options = {**OPTIONS["SASRec"], "data_path": str(tiny_data)}
-    run_recbole_flr("SASRec", "tiny", config_dict=options)
-    longer = run_recbole_flr(config_dict={"resume": str(only_run()), "epochs": 6})
+    options = {**OPTIONS["SASRec"], "data_path": str(session_data)}
+    folder, _ = trained("SASRec", **OPTIONS["SASRec"])
+    longer = run_recbole_flr(config_dict={"resume": str(folder), "epochs": 6})
     whole = run_recbole_flr("SASRec", "tiny", config_dict={**options, "epochs": 6, "checkpoint_dir": "whole"})
     assert longer == whole
 
@@ -122,8 +123,8 @@ def test_load_data_and_model_gives_identical_scores(trained, model):
         assert torch.equal(loaded.predict(batch), again.predict(batch))
 
 
-def test_checkpoints_never_unpickle(tiny_data, monkeypatch):
-    run_recbole_flr("SASRec", "tiny", config_dict={**OPTIONS["SASRec"], "data_path": str(tiny_data), "epochs": 1})
+def test_checkpoints_never_unpickle(trained, monkeypatch):
+    trained("SASRec", epochs=1)
     monkeypatch.setattr("pickle.load", lambda *a, **k: pytest.fail("pickle.load was called"))
     monkeypatch.setattr("torch.load", lambda *a, **k: pytest.fail("torch.load was called"))
     load_data_and_model(only_run())
@@ -168,8 +169,8 @@ def run(data, model="FLR", **options):
     return run_recbole_flr(model, "tiny", config_dict={**base, "data_path": str(data), **options})
 
 
-def test_both_stages_are_reported_and_the_better_is_kept(tiny_data):
-    result = run(tiny_data)
+def test_both_stages_are_reported_and_the_better_is_kept(trained):
+    _, result = trained("FLR", **BOTH)
     assert result["stages"].keys() == {"sft", "grpo"} and result["kept"] in result["stages"]
     scores = {name: stage["best_valid_score"] for name, stage in result["stages"].items()}
     assert result["best_valid_score"] == max(scores.values()) == scores[result["kept"]]
@@ -198,17 +199,17 @@ def test_reinforcement_never_makes_a_run_worse(tiny_data, better, monkeypatch):
 
 
 @pytest.mark.parametrize("model", ["FLR", "LatentR3"])
-def test_grpo_alone_goes_on_from_a_trained_model(tiny_data, model):
-    """The same as both stages in one run, but for the random numbers; what it starts from is reported as it was."""
-    first = run(tiny_data, model, stages="sft", checkpoint_dir="first")
-    before = {p.name: p.read_bytes() for p in only_run("first").iterdir()}
-    options = {"checkpoint": str(only_run("first")), "stages": "grpo", "checkpoint_dir": "second"}
+def test_grpo_alone_goes_on_from_a_trained_model(trained, model):
+    """It reports the supervised stage with that run's results, and leaves that run's folder as it is."""
+    folder, first = trained(model)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    options = {"checkpoint": str(folder), "stages": "grpo", "checkpoint_dir": "second"}
     result = run_recbole_flr(config_dict=options)
     assert result["stages"]["sft"]["best_valid_result"] == first["best_valid_result"]
     assert result["stages"]["sft"]["test_result"] == first["test_result"]
-    assert {p.name: p.read_bytes() for p in only_run("first").iterdir()} == before  # inputs are never changed
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     start, end = (checkpoint.read(only_run("second") / f"{name}.safetensors")[0] for name in ("sft", "grpo"))
-    given = checkpoint.read(only_run("first") / "best.safetensors")[0]
+    given = checkpoint.read(folder / "best.safetensors")[0]
     assert all(torch.equal(given[name], start[name]) for name in given)
     assert any(not torch.equal(given[name], end[name]) for name in given)
     assert run_recbole_flr(config_dict={"resume": str(only_run("second"))}) == result
@@ -239,10 +240,10 @@ def test_a_pretrained_backbone_survives_both_stages(tiny_data, saved_models, tra
     assert {name: result["test_result"][name] for name in test} == test
 
 
-def test_every_part_of_the_loss_shows_in_tensorboard(tiny_data):
+def test_every_part_of_the_loss_shows_in_tensorboard(trained):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(tiny_data, grpo_updates=2, show_progress=True)
+    trained("FLR", **OPTIONS["FLR"] | UPDATED_TWICE)
     folder = next(path.parent for path in Path("log_tensorboard").rglob("events*"))
     events = EventAccumulator(str(folder)).Reload()
     names = ["reward", "confidence", "match", "advantage_std", "ratio", "clip_fraction", "kl", "noise", "orthogonality",
@@ -265,21 +266,21 @@ def test_a_trained_backbone_that_is_now_frozen_keeps_its_place(tiny_data, saved_
 
 
 @pytest.mark.parametrize("change", [{"stages": "sft"}, {"warmup_epochs": 0, "stages": "sft"}])
-def test_a_run_is_not_resumed_in_a_stage_that_it_no_longer_has(tiny_data, change):
-    run(tiny_data)
+def test_a_run_is_not_resumed_in_a_stage_that_it_no_longer_has(trained, change):
+    folder, _ = trained("FLR", **BOTH)
     with pytest.raises(CheckpointError, match="stopped in its stage grpo, found stages .*--checkpoint"):
-        run_recbole_flr(config_dict={"resume": str(only_run()), **change})
+        run_recbole_flr(config_dict={"resume": str(folder), **change})
 
 
-def test_stages_can_be_added_to_a_finished_run(tiny_data):
-    run(tiny_data, stages="sft")
-    result = run_recbole_flr(config_dict={"resume": str(only_run()), "stages": "sft,grpo"})
+def test_stages_can_be_added_to_a_finished_run(trained):
+    folder, _ = trained("FLR")
+    result = run_recbole_flr(config_dict={"resume": str(folder), "stages": "sft,grpo"})
     assert result["stages"].keys() == {"sft", "grpo"}
 
 
-def test_what_was_not_trained_here_is_validated_before_it_is_reinforced(tiny_data):
-    first = run(tiny_data, stages="sft", checkpoint_dir="first")
-    result = run_recbole_flr(config_dict={"checkpoint": str(only_run("first")), "stages": "sft,grpo", "epochs": 0})
+def test_what_was_not_trained_here_is_validated_before_it_is_reinforced(trained):
+    folder, first = trained("FLR")
+    result = run_recbole_flr(config_dict={"checkpoint": str(folder), "stages": "sft,grpo", "epochs": 0})
     assert result["stages"]["sft"]["best_valid_result"] == first["best_valid_result"]
 
 
