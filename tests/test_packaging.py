@@ -50,7 +50,7 @@ def test_help_from_another_folder(installed):
 
 def test_a_run_from_another_folder(installed):
     words = ["--model=FLR", "--dataset=toys_demo", "--epochs=0", "--warmup_epochs=0", "--compact_hidden_size=8",
-             "--stages=sft", "--num_beams=10"]
+             "--compact_layers=1", "--stages=sft", "--num_beams=5", "--topk=[5]", "--valid_metric=NDCG@5"]
     done = python(installed, "-m", "recbole_flr", "run", *words, "--show_progress=False")
     assert done.returncode == 0, done.stderr
     assert "Result" in done.stderr and Path("dataset/toys_demo/toys_demo.test.inter").is_file()

@@ -154,7 +154,7 @@ def test_negatives_in_training_are_refused(build):
 def test_ml_100k_with_one_command(capsys):
     """A RecBole data set that the plug-in did not make: token_seq titles, leave-one-out split. On a subset."""
     words = ["--model=FLR", "--dataset=ml-100k", "--epochs=1", "--warmup_epochs=1", "--compact_hidden_size=16",
-             "--user_inter_num_interval=[20,24]", "--show_progress=False"]
+             "--grpo_epochs=1", "--compact_vocab_size=500", "--user_inter_num_interval=[20,21]", "--show_progress=False"]
     status, printed = python(ROOT / "run_recbole_flr.py", *words), capsys.readouterr()
     assert status == 0, printed.err
     assert printed.err.count("Result") == 1 and "title_ndcg@10" in printed.err
