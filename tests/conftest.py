@@ -14,12 +14,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import numpy as np
 import psutil
 import pytest
-import recbole.model.sequential_recommender  # noqa: F401: see below
 import torch
-
-# RecBole's module of the model SINE turns on torch's anomaly detection for the whole process when it is imported. Training then
-# takes three times as long. The tests do not need it: RecBole itself refuses a loss that is NaN.
-torch.autograd.set_detect_anomaly(False)
 
 TITLES = [  # repeats, prefixes of one another, one word, markup-like text, quotes, emoji, CJK
     "Robot", "Robot Wars", "Robot Wars II", "Blue Castle Set", "Blue Castle Set", "Red Castle Set", "Space \"Puzzle\"",
@@ -35,7 +30,12 @@ def fast_process():
     - The garbage collector leaves out what is there before the first test, such as the imported modules.
     - RecBole sleeps for a second at the end of each run, to measure the load of the processor. Here it does not sleep, and gets
       the load since the last measurement.
+    - RecBole's module of the model SINE, which is imported with every sequential model, turns on torch's anomaly detection for
+      the whole process. Training then takes three times as long. Without it, RecBole still refuses a loss that is NaN.
     """
+    import recbole.model.sequential_recommender  # noqa: F401: now, so that no later import turns the detection on again
+
+    torch.autograd.set_detect_anomaly(False)
     gc.collect()
     gc.freeze()
     measure = psutil.cpu_percent
