@@ -18,8 +18,10 @@ def installed(tmp_path_factory):
     root = tmp_path_factory.mktemp("wheel")
     source = root / "source"
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", *PARTS], cwd=ROOT, capture_output=True, text=True)
-    files = listed.stdout.split() or [path.relative_to(ROOT) for part in PARTS for path in [ROOT / part, *(ROOT / part).rglob("*")]
-                                      if path.is_file() and "__pycache__" not in path.parts]
+    files = listed.stdout.split() or [  # without git
+        path.relative_to(ROOT) for part in PARTS for path in [ROOT / part, *(ROOT / part).rglob("*")]
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
     for file in files:  # what a clone has, and a copy: building writes into the source tree
         (source / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, source / file)

@@ -152,7 +152,7 @@ def test_negatives_in_training_are_refused(build):
 
 
 def test_ml_100k_with_one_command(capsys):
-    """A RecBole data set that the plug-in did not make: token_seq titles, leave-one-out split. On a subset."""
+    """A data set of RecBole, on a subset of its users. Its titles are a token_seq, and RecBole splits it leave-one-out."""
     words = ["--model=FLR", "--dataset=ml-100k", "--epochs=1", "--warmup_epochs=1", "--compact_hidden_size=16",
              "--grpo_epochs=1", "--compact_vocab_size=500", "--user_inter_num_interval=[20,21]", "--show_progress=False"]
     status, printed = python(ROOT / "run_recbole_flr.py", *words), capsys.readouterr()

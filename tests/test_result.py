@@ -155,7 +155,8 @@ def test_json_has_no_infinity():
 
 def test_the_commit_of_a_checkout(tmp_path):
     def git(*words):
-        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=x", "-c", "user.email=x@x", *words], check=True, capture_output=True)
+        identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
+        subprocess.run(["git", "-C", tmp_path, *identity, *words], check=True, capture_output=True)
 
     assert commit_of(tmp_path) is None
     git("init")

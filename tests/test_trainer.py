@@ -1,4 +1,4 @@
-"""Training in stages, killing and resuming, for the plug-in's models and RecBole's."""
+"""Training in stages, and runs that are interrupted, killed and resumed, for the plug-in's models and RecBole's."""
 
 import json
 import signal
@@ -29,12 +29,12 @@ OPTIONS = {"FLR": {**TINY_FLR, "epochs": 4}, "LatentR3": {**TINY_LATENT, **BOTH}
 @pytest.mark.parametrize("model", OPTIONS)
 def test_same_seed_same_metrics_and_no_pickles(trained, tiny_data, model):
     options = {**OPTIONS[model], "data_path": str(tiny_data)}
-    results = [trained(model, **OPTIONS[model])[1], run_recbole_flr(model, "tiny", config_dict={**options, "checkpoint_dir": "saved0"})]
-    assert results[0] == results[1]
+    _, result = trained(model, **OPTIONS[model])
+    assert run_recbole_flr(model, "tiny", config_dict={**options, "checkpoint_dir": "saved0"}) == result
     staged = {"stages", "kept"} if "grpo" in options.get("stages", "") else set()
-    assert results[0].keys() == {"best_valid_score", "valid_score_bigger", "best_valid_result", "test_result"} | staged
+    assert result.keys() == {"best_valid_score", "valid_score_bigger", "best_valid_result", "test_result"} | staged
     names = {"hit@5", "hit@10", "ndcg@5", "ndcg@10", "title_hit@5", "title_hit@10", "title_ndcg@5", "title_ndcg@10"}
-    assert results[0]["test_result"].keys() == names
+    assert result["test_result"].keys() == names
     run = only_run("saved0")
     assert {"best.safetensors", "last.safetensors", "run.json", "result.json", "ranks.npz"} <= {p.name for p in run.iterdir()}
     for path in Path().rglob("*"):
@@ -47,7 +47,7 @@ def test_same_seed_same_metrics_and_no_pickles(trained, tiny_data, model):
     ("BIGRec", [3], {"grounding": "embedding"}),
 ])
 def test_a_run_cut_short_ends_as_one_that_was_not(trained, tiny_data, model, cuts, extra):
-    """Cut in the first stage, between stages and in each later one: the results equal those of the whole run."""
+    """Interrupt a run in each of its stages and between them. The resumed run has the results and weights of the whole run."""
     options = {**OPTIONS[model], **extra, "data_path": str(tiny_data)}
     folder, whole = trained(model, **{**OPTIONS[model], **extra})
     weights = {path.name: checkpoint.read(path)[0] for path in folder.glob("*.safetensors")}
@@ -78,7 +78,7 @@ def test_more_epochs_after_the_end(trained, session_data):
 
 
 def test_a_run_of_an_earlier_version_is_not_resumed(trained):
-    """Its state lacks what runs save today; its weights can still be used."""
+    """Its saved state lacks a field that resuming needs today. Its weights can still be loaded."""
     folder, _ = trained("SASRec", epochs=1)
     tensors, meta = checkpoint.read(folder / "last.safetensors")
     del meta["record"]
@@ -184,7 +184,7 @@ def test_both_stages_are_reported_and_the_better_is_kept(trained):
 
 @pytest.mark.parametrize("better", ["sft", "grpo"])
 def test_reinforcement_never_makes_a_run_worse(tiny_data, better, monkeypatch):
-    """Whatever validation says of the second stage, the weights that are kept are those of the better one."""
+    """The run keeps the weights of the stage with the better validation score, whichever stage that is."""
     own = StagedTrainer._valid_epoch
 
     def judged(self, *args, **kwargs):
@@ -231,7 +231,7 @@ def test_without_validation_the_last_stage_is_kept(tiny_data):
 
 @pytest.mark.parametrize("trainable", ["full", "lora", "frozen"])
 def test_a_pretrained_backbone_survives_both_stages(tiny_data, saved_models, trainable):
-    """A backbone that the first stage trained and the second froze still has its place in the checkpoint."""
+    """The checkpoint of the second stage holds the backbone that the first stage trained, although the second stage froze it."""
     result = run(tiny_data, backbone=str(saved_models["qwen2"]), prompt="compact", trainable=trainable)
     trainer_config, model, *_, test_data = load_data_and_model(only_run())
     trainer = build_trainer(trainer_config, model)
@@ -256,7 +256,10 @@ def test_every_part_of_the_loss_shows_in_tensorboard(trained):
 
 
 def test_a_trained_backbone_that_is_now_frozen_keeps_its_place(tiny_data, saved_models):
-    """Trained in one run, `frozen` in the next: it is not what the hub has, so it goes into the next run's checkpoints too."""
+    """A backbone that one run trained and the next run freezes is in the checkpoints of the next run too.
+
+    Its weights are no longer those of the pretrained model, so they could not be loaded from there.
+    """
     run(tiny_data, backbone=str(saved_models["llama"]), prompt="compact", stages="sft", checkpoint_dir="first")
     options = {"checkpoint": str(only_run("first")), "stages": "grpo", "trainable": "frozen", "checkpoint_dir": "second"}
     run_recbole_flr(config_dict=options)
@@ -285,7 +288,7 @@ def test_what_was_not_trained_here_is_validated_before_it_is_reinforced(trained)
 
 
 def test_reinforcement_with_a_backbone_in_bfloat16(tiny_data):
-    """Small moves of the thought are not lost in the backbone's precision."""
+    """Small changes of the thought have an effect, although the backbone computes in bfloat16."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run(tiny_data, torch_dtype="bfloat16", grpo_updates=2, grpo_learning_rate=1e-5)
@@ -298,17 +301,18 @@ def test_reinforcement_with_a_backbone_in_bfloat16(tiny_data):
     ("FLR", {"stages": "grpo"}, "stages: found grpo alone.*--checkpoint=PATH"),
     ("FLR", {"stages": "grpo,sft"}, "stages: found 'grpo,sft', expected one or more of sft, grpo, in this order"),
     ("FLR", {"stages": "sft, gpro"}, "stages: found 'sft, gpro'"), ("FLR", {"stages": []}, r"stages: found \[\]"),
-    ("FLR", {"stages": ["sft", "sft"]}, "stages: found"), ("BIGRec", {"stages": "sft,grpo"}, "found 'sft,grpo', expected sft: these are the stages of BIGRec"),
+    ("FLR", {"stages": ["sft", "sft"]}, "stages: found"),
+    ("BIGRec", {"stages": "sft,grpo"}, "found 'sft,grpo', expected sft: these are the stages of BIGRec"),
     ("FLR", {"group_size": 1}, "group_size: found 1, expected int >= 2"),
     ("FLR", {"checkpoint": "nowhere"}, "found no nowhere"),
 ])
-def test_what_no_stage_can_be(tiny_data, model, options, message):
+def test_wrong_stages_are_refused(tiny_data, model, options, message):
     with pytest.raises(FLRError, match=message):
         run(tiny_data, model, **options)
     assert not list(Path("saved").glob("*/*"))
 
 
-def test_two_runs_in_one_second_do_not_meet(build):
+def test_two_runs_in_one_second_have_their_own_folders(build):
     config, model, _ = build()
     trainers = [build_trainer(config, model) for _ in range(3)]
     assert len({trainer.open_folder() for trainer in trainers}) == 3

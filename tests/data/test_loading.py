@@ -1,3 +1,5 @@
+"""Data sets from atomic files: values that stay as they are written, missing and wrong files, the split, and no pickles."""
+
 import pickle
 from pathlib import Path
 
