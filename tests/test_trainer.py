@@ -43,7 +43,9 @@ def test_same_seed_same_metrics_and_no_pickles(trained, tiny_data, model):
 
 
 @pytest.mark.parametrize("model, cuts, extra", [
-    ("FLR", [1], {}), ("SASRec", [1, 3], {}), ("FLR", [1, 2, 3, 4], UPDATED_TWICE),
+    ("FLR", [1], {}),
+    ("SASRec", [1, 4], {"epochs": 8, "learning_rate": 0.01, "stopping_step": 2}),  # the third epoch is the best, the sixth the last
+    ("FLR", [1, 2, 3, 4], UPDATED_TWICE),
     ("BIGRec", [3], {"grounding": "embedding"}),
 ])
 def test_a_run_cut_short_ends_as_one_that_was_not(trained, tiny_data, model, cuts, extra):
