@@ -44,7 +44,7 @@ def test_same_seed_same_metrics_and_no_pickles(trained, tiny_data, model):
 
 @pytest.mark.parametrize("model, cuts, extra", [
     ("FLR", [1], {}),
-    ("SASRec", [1, 4], {"epochs": 8, "learning_rate": 0.01, "stopping_step": 2}),  # the third epoch is the best, the sixth the last
+    ("SASRec", [1, 4], {"epochs": 8, "learning_rate": 0.01, "stopping_step": 2}),  # the third of six epochs is the best
     ("FLR", [1, 2, 3, 4], UPDATED_TWICE),
     ("BIGRec", [3], {"grounding": "embedding"}),
 ])
