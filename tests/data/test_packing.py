@@ -176,7 +176,7 @@ def test_batches_hold_about_the_rows_asked_for():
 
 
 def test_what_a_row_says():
-    """A sequence is the head and then titles. Labels are the next token, positions count from 0, and no label crosses sequences."""
+    """A sequence is the head, then titles. A label is the next token, positions count from 0, no label leaves its sequence."""
     loader, sequences, titles = make_loader()
     found = Counter()
     for packed in loader:

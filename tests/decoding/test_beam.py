@@ -284,7 +284,7 @@ def test_the_best_are_the_same_when_no_more_are_wanted(titles, score, seed, top,
 
 
 def test_with_a_length_penalty_no_other_titles_are_found_when_one_is_wanted():
-    """The search drops a beam that cannot win. Its place must not go to a beam with a lower sum and a long title, which could win."""
+    """The search drops a beam that cannot win. Its place must not go to a beam with a lower sum and a long title that wins."""
     titles = [[1, 2, 2, 2], [3], [3, 1, 1, 2], [3, 1, 1, 3], [3, 1, 2, 2], [3, 1, 2, 3, 2, 1]]
     trie, model = Trie.build([title + [END] for title in titles]), Model(23, 1, 0.3)
     options = dict(score="trie", length_penalty=3.0)
