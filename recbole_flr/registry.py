@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import recbole.utils
+import torch
 
 from recbole_flr.contracts import Recommender
 from recbole_flr.errors import ConfigError, nearest
@@ -55,7 +56,8 @@ def get_model(name):
     if name in MODELS:
         return with_contract(getattr(import_module(MODELS[name].module), name))
     try:
-        found = recbole.utils.get_model(name)
+        with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled()):  # RecBole's SINE turns it on for the whole process,
+            found = recbole.utils.get_model(name)  # which makes the training of all models much slower
     except (ValueError, AttributeError, ImportError) as error:  # RecBole looks last into a module that needs lightgbm
         if name in model_names():
             raise ConfigError(f"model: {name} cannot be loaded ({error}); install what it needs") from error

@@ -1,6 +1,7 @@
-"""Tiny models and data that the tests make themselves; everything runs on one thread of a CPU, without a network."""
+"""Fixtures that several test files use: tiny data sets and tiny models. All tests run on one CPU thread and need no network."""
 
 import copy
+import gc
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -21,9 +23,31 @@ TITLES = [  # repeats, prefixes of one another, one word, markup-like text, quot
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fast_process():
+    """Saves time in each test process, without an effect on what is tested.
+
+    - The garbage collector leaves out what is there before the first test, such as the imported modules.
+    - RecBole sleeps for a second at the end of each run, to measure the load of the processor. Here it does not sleep, and gets
+      the load since the last measurement.
+    - RecBole's module of the model SINE, which is imported with every sequential model, turns on torch's anomaly detection for
+      the whole process. Training then takes three times as long. Without it, RecBole still refuses a loss that is NaN.
+    """
+    import recbole.model.sequential_recommender  # noqa: F401: now, so that no later import turns the detection on again
+
+    torch.autograd.set_detect_anomaly(False)
+    gc.collect()
+    gc.freeze()
+    measure = psutil.cpu_percent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psutil, "cpu_percent", lambda interval: measure())
+        yield
+    gc.unfreeze()  # otherwise the bindings of DuckDB complain about objects that are left at the end
+
+
 @pytest.fixture(autouse=True)
 def isolated(tmp_path, monkeypatch):
-    """Each test runs in a folder of its own: RecBole writes logs where it stands."""
+    """Each test runs in a folder of its own, because RecBole writes its logs into the working folder."""
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
     root = logging.getLogger()
@@ -34,7 +58,7 @@ def isolated(tmp_path, monkeypatch):
 
 
 def write_dataset(folder, name="tiny", titles=TITLES, users=40, seed=0, brand=False):
-    """A split data set: users walk along the item list, so that there is something to learn."""
+    """Write a split data set below `folder`. Users walk along the item list, so a model can learn the next item."""
     rng = np.random.default_rng(seed)
     target = folder / name
     target.mkdir(parents=True, exist_ok=True)
@@ -73,7 +97,7 @@ TINY_OPTIONS = {"FLRMix": TINY_FLRMIX, "FLR": TINY_FLR, "LatentR3": TINY_LATENT,
 
 @pytest.fixture(scope="session")
 def session_data(tmp_path_factory):
-    """Folder to be used as data_path, with the data set `tiny` in it, for tests that leave it as it is."""
+    """A folder for the option data_path. It holds the data set `tiny`, which no test may change; see `tiny_data`."""
     folder = tmp_path_factory.mktemp("session") / "data"
     write_dataset(folder)
     return folder
@@ -81,20 +105,23 @@ def session_data(tmp_path_factory):
 
 @pytest.fixture
 def tiny_data(session_data, tmp_path):
-    """A copy of the data set `tiny`, in a folder of the test's own."""
+    """Like `session_data`, but a copy that belongs to one test, which may change it."""
     shutil.copytree(session_data, tmp_path / "data")
     return tmp_path / "data"
 
 
 @pytest.fixture(scope="session")
 def _runs(tmp_path_factory):
-    """Finished runs: model and options -> where they are, and their results."""
+    """The folder of the finished runs of this process, and a dict: model and options -> (folder, result)."""
     return tmp_path_factory.mktemp("runs"), {}
 
 
 @pytest.fixture
 def trained(_runs, session_data, monkeypatch):
-    """trained("FLR", **options) -> (run folder, result). Each run is made once for all tests of a process and then copied."""
+    """trained("FLR", **options) -> (run folder, result).
+
+    A process trains each model once for the same options. Each test gets a copy of what the run wrote, in the test's own folder.
+    """
     from recbole_flr.quick_start import run_recbole_flr
 
     root, found = _runs
@@ -117,7 +144,7 @@ def trained(_runs, session_data, monkeypatch):
 
 
 def exact_norms(model):
-    """Qwen2's RMSNorm rounds to float32 whatever it gets; for comparisons in float64 torch's own takes its place."""
+    """Replace each RMSNorm of Qwen2, which always computes in float32, by torch's own, for comparisons in float64."""
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
     for parent in list(model.modules()):
@@ -130,7 +157,7 @@ def exact_norms(model):
 
 
 def draw_weights(model, std):
-    """Weights far from those of an untrained model, and no dropout (GPT-2 has some of its own)."""
+    """Draw weights that are larger than those of an untrained model, and turn off all dropout (GPT-2 has its own)."""
     torch.manual_seed(11)
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -142,14 +169,14 @@ def draw_weights(model, std):
 
 
 def think(reasoner, backbone, embeddings, mask, use_cache=True):
-    """Read prompts and think about them in one go -> Thought."""
+    """Read prompts, embeddings [B, L, D] with a mask [B, L], and think about them. Returns the Thought."""
     from recbole_flr.model.reasoner import read_prompt
 
     return reasoner.think(backbone, read_prompt(backbone, embeddings, mask, use_cache, reasoner.initial))
 
 
 def assert_learns(model, loaders):
-    """A dozen steps on one batch lower its loss, and the model ranks all items afterwards."""
+    """Twelve steps on one batch lower its loss by more than 0.3, and the model ranks all items afterwards."""
     batch = next(iter(loaders[0]))
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses = []
@@ -184,7 +211,7 @@ def build(tiny_data):
 
 @pytest.fixture(scope="session")
 def saved_models(tmp_path_factory):
-    """Tiny random Qwen2, Llama and GPT-2 models with tokenizers, saved as transformers saves them. name -> folder."""
+    """dict: qwen2, llama, gpt2 -> the folder of a tiny random model with a tokenizer, in the format of transformers."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from recbole_flr.model.backbone import train_tokenizer
@@ -207,7 +234,7 @@ def saved_models(tmp_path_factory):
 
 @pytest.fixture
 def one_thread():
-    """For tiny models, where threads would only get in each other's way."""
+    """Run the test on one thread: for a tiny model, several threads are slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -216,11 +243,12 @@ def one_thread():
 
 @pytest.fixture
 def one_process(request, monkeypatch):
-    """A module's `benchmark` measures all in this process, not in some of its own, which take seconds to start.
+    """The test module's `benchmark` measures everything in this process. A process of its own would take seconds to start.
 
-    Gives their command lines.
+    Returns the list of the command lines of the processes that it would have started.
     """
     benchmark, started = request.module.benchmark, []
+    gc.freeze()  # the benchmarks often collect garbage, which takes long where many modules are loaded
     monkeypatch.setattr(
         benchmark, "in_fresh_process", lambda module, words: (started.append([module, *words]), benchmark.main(words))[1]
     )

@@ -53,6 +53,54 @@ def model_of(model_class, rows, n_items, options):
     return model_class(config, dataset)
 
 
+def assert_scores_equal(model_class, drawn, options, plain_scores):
+    """The scores of a counted model are those that its definition gives, and they are float32.
+
+    Args:
+        model_class: class of the model.
+        drawn: an example of `counted_rows`.
+        options (dict): of the model.
+        plain_scores: plain_scores(rows, n_items, history, options) -> list of n_items scores, by the definition.
+    """
+    n_items, rows, histories = drawn
+    model = model_of(model_class, rows, n_items, options)
+    expected = [plain_scores(rows, n_items, history, options) for history in histories]
+    scores = model.full_sort_predict(interaction_of(histories))
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
+    assert scores.dtype == torch.float32
+
+
+def assert_batch_equals_rows(model_class, drawn, options):
+    """A history has the same scores alone and in a batch. `drawn` is an example of `counted_rows`."""
+    n_items, rows, histories = drawn
+    model = model_of(model_class, rows, n_items, options)
+    together = model.full_sort_predict(interaction_of(histories))
+    for number, history in enumerate(histories):
+        assert torch.equal(together[number], model.full_sort_predict(interaction_of([history]))[0])
+
+
+def assert_predict_equals_full_ranking(built):
+    """`predict` gives each row's entry of `full_sort_predict`. `built` is what the fixture `build` returns."""
+    _, model, (*_, test_data) = built
+    batch = next(iter(test_data))[0]
+    everything = model.full_sort_predict(batch)
+    assert torch.equal(model.predict(batch), everything[torch.arange(len(batch)), batch["item_id"]])
+
+
+def assert_no_rows_no_scores(model_class, options):
+    """Without training rows every score is 0. Returns the model."""
+    model = model_of(model_class, [], 5, options)
+    assert not model.full_sort_predict(interaction_of([[1, 2], [3]])).any()
+    return model
+
+
+def assert_unseen_items_score_0(model_class, options):
+    """Items that are in no training row have the score 0, and give no other item a score."""
+    model = model_of(model_class, [([1], 2, 0, 0)], 5, options)
+    scores = model.full_sort_predict(interaction_of([[1, 3], [4]]))
+    assert scores[0].tolist()[3:] == [0, 0] and scores[0, 2] > 0 and not scores[1].any() and scores.isfinite().all()
+
+
 def assert_runs_on_little_data(model, folder, items, users, length, options=None, parameters=0):
     """Run, load and recommend. The items stand in a circle: a history has `length` items, and the target is the next one."""
     target = folder / "data" / "little"

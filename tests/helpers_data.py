@@ -19,7 +19,7 @@ HISTORY_HEADER = INTER_HEADER + "\titem_id_list:token_seq"
 
 
 def write(folder, name, lines):
-    """Writes lines into a file, without changing a byte. Returns its path."""
+    """Write lines into a file and return its path. No byte is changed."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     path.write_bytes("".join(line + "\n" for line in lines).encode("utf-8"))
@@ -55,7 +55,7 @@ def make_config(root, model="SASRec", name="mini", **options):
 
 
 def random_tokens(rng, rows, longest=5, first=10, least=1):
-    """RaggedRows with rows of `least` to `longest` random ids, and the same as a list of lists; row 0 is empty."""
+    """Random ids as RaggedRows and as a list of lists. Row 0 is empty; the others have `least` to `longest` ids."""
     lists = [[]] + [rng.integers(first, 1000, size=rng.integers(least, longest + 1)).tolist() for _ in range(rows - 1)]
     return RaggedRows.of(lists), lists
 

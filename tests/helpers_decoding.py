@@ -1,4 +1,4 @@
-"""A small random recurrent model in the place of a language model, and every title's score by plain Python."""
+"""A small random recurrent model in place of a language model, and the score of every title by plain Python."""
 
 import math
 
@@ -32,7 +32,7 @@ class Recurrent:
         return found
 
     def logits_behind(self, user, path):
-        """The logits behind a prefix as a list, from its state alone: what the oracle compares a search with."""
+        """The logits behind a prefix, a list: the values with which the tests compare a search."""
         found = self.oracle_logits.get((user, path))
         if found is None:
             found = self.oracle_logits[user, path] = self.logits(self.state(user, path)).tolist()
@@ -104,12 +104,12 @@ class Scorer:
 
 
 def children(titles, prefix):
-    """Tokens that may follow a prefix; `titles` are of one kind with `prefix`, lists or tuples."""
+    """Tokens that may follow a prefix. `titles` and `prefix` are either all lists or all tuples."""
     return sorted({title[len(prefix)] for title in titles if title[: len(prefix)] == prefix and len(title) > len(prefix)})
 
 
 def log_prob(model, user, titles, prefix, token, score):
-    """Log-probability of one token behind a prefix, over the vocabulary or over the tokens that may stand there."""
+    """Log-probability of one token behind a prefix, over the vocabulary (full) or over the tokens that may follow (trie)."""
     logits = model.logits_behind(user, prefix)
     over = range(VOCAB) if score == "full" else children(titles, prefix)
     return logits[token] - math.log(sum(math.exp(logits[other]) for other in over))

@@ -1,3 +1,5 @@
+"""The language of allowed values: which values each expression allows, and which texts are no expression."""
+
 import math
 import re
 

@@ -1,3 +1,5 @@
+"""The command lines: how words become options, and what a user sees after a mistake."""
+
 import json
 import re
 import subprocess
@@ -134,7 +136,8 @@ def test_a_missing_data_set_says_where_it_looked_and_the_three_ways(model, datas
     err = capsys.readouterr().err
     assert err.startswith(f"run_recbole_flr: data set '{dataset}'") and "Traceback" not in err
     assert str(Path("some where") / dataset / file) in err and str(tmp_path / "some where" / dataset) in err
-    assert "1. " in err and "dataset_scripts.convert" in err and "2. " in err and "--data_path" in err and "3. " in err and "toys_demo" in err
+    for part in ("1. ", "dataset_scripts.convert", "2. ", "--data_path", "3. ", "toys_demo"):
+        assert part in err, part
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
@@ -172,7 +175,7 @@ def test_recommend_prints(monkeypatch, capsys):
 
 @pytest.mark.parametrize("script", [["run_recbole_flr.py"], ["-m", "recbole_flr", "run"]])
 def test_the_scripts_end_with_the_status(script):
-    """In a process of its own; --help needs neither torch nor RecBole and is quick."""
+    """The exit status of a process. `--help` imports neither torch nor RecBole, so it is quick."""
     done = subprocess.run([sys.executable, *script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.strip().startswith(command.USAGE.strip()[:40]) and done.stderr == ""
     done = subprocess.run([sys.executable, *script, "--epochs"], cwd=ROOT, capture_output=True, text=True, timeout=60)

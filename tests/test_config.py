@@ -1,3 +1,5 @@
+"""The configuration of a run: defaults, yaml files, given options, and the errors for wrong ones."""
+
 import importlib.util
 import json
 import os

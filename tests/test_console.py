@@ -1,4 +1,4 @@
-"""The log of a run: a file for each run, and a console without what a person does not need."""
+"""The log of a run: each run has its own file, and the console shows only what a person needs."""
 
 import logging
 import sys
@@ -46,7 +46,7 @@ def test_handlers_of_others_stay(session_data, caplog):
 
 
 def test_the_console_of_a_run(session_data):
-    """One subprocess: what reaches the terminal, in which order, and how often."""
+    """In a process of its own, whose terminal is tested: which lines appear, in which order, and how often."""
     words = ["--model=SASRec", "--dataset=tiny", "--epochs=2", "--seed=7", f"--data_path={session_data}", "--show_progress=False",
              "--benchmark_filename=[train,valid,test]", "--alias_of_item_id=[item_id_list]"]
     done = subprocess.run([sys.executable, str(ROOT / "run_recbole_flr.py"), *words], capture_output=True, text=True)

@@ -1,5 +1,11 @@
-"""The contract that every registered model fulfils: it learns a checkerboard, scores a batch as it scores single rows, comes
-back from a checkpoint, takes or refuses another catalogue as it declares, and recommends."""
+"""The contract that every registered model fulfils.
+
+- It learns a checkerboard.
+- It gives a row the same scores alone and in a batch.
+- It gives the same scores after it was loaded from a checkpoint.
+- It accepts or refuses another catalogue, as its class declares.
+- It recommends the right item.
+"""
 
 import pytest
 import torch
@@ -12,24 +18,26 @@ from recbole_flr.result import read_ranks
 
 WORDS = "Robot Castle Puzzle Dragon Train Paint Farm Dice Ball Drum".split()
 MODEL_NAMES = [*MODELS, "SASRec", "GRU4Rec", "Caser"]
-OPTIONS = {"epochs": 30, "learning_rate": 0.005, "stopping_step": 30, "eval_step": 30, "checkpoint_every": 0, "train_batch_size": 8, "topk": [1, 5],
-           "valid_metric": "NDCG@5"}
-TEXT = {"epochs": 60, "eval_step": 60, "learning_rate": 0.01, "warmup_epochs": 10, "embedding_dropout": 0.0, "compact_vocab_size": 400,
-        "compact_hidden_size": 32, "compact_layers": 1}
+OPTIONS = {"epochs": 30, "learning_rate": 0.005, "stopping_step": 30, "eval_step": 30, "checkpoint_every": 0,
+           "train_batch_size": 8, "topk": [1, 5], "valid_metric": "NDCG@5"}
+TEXT = {"epochs": 60, "eval_step": 60, "learning_rate": 0.01, "warmup_epochs": 10, "embedding_dropout": 0.0,
+        "compact_vocab_size": 400, "compact_hidden_size": 32, "compact_layers": 1}
 ORDER = {"backward_weight": 0.0, "repeat_weight": 1.0}  # the board has a direction
 OWN_OPTIONS = {  # enough capacity, enough steps, no dropout
-    "FLRMix": {"hidden_size": 32, "dropout": 0.0, "learning_rate": 0.01, "repeat_weight": 0.0}, "FLR": TEXT, "LatentR3": TEXT, "BIGRec": TEXT, "SASRec": {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0},
-    "GRU4Rec": {"dropout_prob": 0.0}, "SequentialRules": ORDER, "VSKNN": ORDER, "Caser": {"dropout_prob": 0.0, "reg_weight": 0.0, "learning_rate": 0.01},
+    "FLRMix": {"hidden_size": 32, "dropout": 0.0, "learning_rate": 0.01, "repeat_weight": 0.0},
+    "FLR": TEXT, "LatentR3": TEXT, "BIGRec": TEXT, "SASRec": {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0},
+    "GRU4Rec": {"dropout_prob": 0.0}, "SequentialRules": ORDER, "VSKNN": ORDER,
+    "Caser": {"dropout_prob": 0.0, "reg_weight": 0.0, "learning_rate": 0.01},
 }
 
 
 def right_answer(item):
-    """The checkerboard: who is on a white field stays on white fields, and moves on by one of them."""
+    """The next field of the checkerboard: a user on a white field moves to the next white field, and so for black ones."""
     return (item + 2) % len(WORDS)
 
 
 def write_checkerboard(folder, reverse=False):
-    """The data set `board`: every user walks from field to field, from every start and for every length.
+    """Write the data set `board` and return `folder`. Users walk from field to field, from every start and for every length.
 
     With `reverse` the files list the same items and rows in the opposite order, so that RecBole numbers the items anew.
     """
@@ -51,14 +59,14 @@ def write_checkerboard(folder, reverse=False):
 
 @pytest.fixture(scope="session")
 def boards(tmp_path_factory):
-    """Two folders: the checkerboard, and the same with other internal item ids."""
+    """Two folders with the data set `board`. In the second one, RecBole gives the items other internal ids."""
     root = tmp_path_factory.mktemp("boards")
     return write_checkerboard(root / "one"), write_checkerboard(root / "other", reverse=True)
 
 
 @pytest.fixture(scope="session", params=MODEL_NAMES)
 def run(request, boards, tmp_path_factory):
-    """name, run folder, result, data: a model that has learned the checkerboard; one run serves all tests."""
+    """A model that was trained on the checkerboard, once for all tests: its name, run folder and result, and `boards`."""
     name = request.param
     folder = tmp_path_factory.mktemp(name)
     options = {**TINY_OPTIONS.get(name, TINY), **OPTIONS, **OWN_OPTIONS[name], "data_path": str(boards[0])}

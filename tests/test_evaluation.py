@@ -1,3 +1,5 @@
+"""Ranks and title-level metrics against plain Python and against RecBole's own metrics."""
+
 import math
 
 import pytest
@@ -16,7 +18,7 @@ SHARED = torch.tensor([0] + [1 + item % 11 for item in range(N_ITEMS - 1)])
 
 
 def plain_rank(scores, title_ids, target):
-    """The oracle: 1 for the best; titles with the same score stand before the target; -inf is behind all items."""
+    """The rank that the definition gives: 1 for the best title. A tie counts against the target. -inf ranks behind all items."""
     best = {}
     for item in range(1, len(scores)):
         best[title_ids[item]] = max(best.get(title_ids[item], -INF), scores[item])

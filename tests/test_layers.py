@@ -101,14 +101,16 @@ def test_no_code_asks_with_hasattr():
 
 
 def test_a_run_of_sasrec_imports_nothing_of_language_models(session_data):
-    """Nor the dataset scripts, as its files are there."""
+    """It does not import the dataset scripts either, because the files of the data set exist."""
     options = {**TINY, "epochs": 1, "data_path": str(session_data)}
     code = (
         "import sys, json, recbole_flr\n"
         f"recbole_flr.run_recbole_flr('SASRec', 'tiny', config_dict=json.loads({json.dumps(json.dumps(options))}))\n"
-        "print(json.dumps([m for m in sys.modules if m.split('.')[0] in ('recbole_flr', 'dataset_scripts', 'transformers', 'peft')]))"
+        "names = ('recbole_flr', 'dataset_scripts', 'transformers', 'peft')\n"
+        "print(json.dumps([module for module in sys.modules if module.split('.')[0] in names]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     loaded = {name.removeprefix("recbole_flr.") for name in json.loads(done.stdout.splitlines()[-1])}
     unwanted = {name for name in loaded if name.split(".")[0] in ("model", "decoding", "transformers", "peft", "dataset_scripts")}

@@ -1,3 +1,5 @@
+"""Options as the yaml files of properties/ declare them: reading, checking, --help and docs/options.md."""
+
 import ast
 import inspect
 import re

@@ -18,8 +18,10 @@ def installed(tmp_path_factory):
     root = tmp_path_factory.mktemp("wheel")
     source = root / "source"
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", *PARTS], cwd=ROOT, capture_output=True, text=True)
-    files = listed.stdout.split() or [path.relative_to(ROOT) for part in PARTS for path in [ROOT / part, *(ROOT / part).rglob("*")]
-                                      if path.is_file() and "__pycache__" not in path.parts]
+    files = listed.stdout.split() or [  # without git
+        path.relative_to(ROOT) for part in PARTS for path in [ROOT / part, *(ROOT / part).rglob("*")]
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
     for file in files:  # what a clone has, and a copy: building writes into the source tree
         (source / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, source / file)
@@ -50,7 +52,7 @@ def test_help_from_another_folder(installed):
 
 def test_a_run_from_another_folder(installed):
     words = ["--model=FLR", "--dataset=toys_demo", "--epochs=0", "--warmup_epochs=0", "--compact_hidden_size=8",
-             "--stages=sft", "--num_beams=10"]
+             "--compact_layers=1", "--stages=sft", "--num_beams=5", "--topk=[5]", "--valid_metric=NDCG@5"]
     done = python(installed, "-m", "recbole_flr", "run", *words, "--show_progress=False")
     assert done.returncode == 0, done.stderr
     assert "Result" in done.stderr and Path("dataset/toys_demo/toys_demo.test.inter").is_file()

@@ -1,7 +1,10 @@
-"""Models of RecBole's plain shape: one line in the registry and a yaml file are all that they need. Some have stages of their own,
-and one has a thought that is reinforced, all without a language model."""
+"""Models of RecBole's plain shape need one line in the registry and a yaml file. None of these has a language model.
+
+Some are trained in stages of their own, and one has a thought that the reinforcement stage trains.
+"""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, TITLES, write_dataset
+from helpers_training import interrupt, only_run
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import nn
@@ -55,7 +59,7 @@ class LastItem(Stage):
 
 
 class WholeHistory(Stage):
-    """Goes on with the whole history. `scale` stands still."""
+    """Learns from the whole history. It does not train `scale`."""
 
     name, prefix = "whole", "whole_"
 
@@ -77,7 +81,7 @@ class TwoStages(Retrieval, Recommender):
 
 
 class Prepare(Stage):
-    """Prepares the next stage: no validation. Its loss moves the item vectors towards 1."""
+    """Prepares the next stage, without validation. Its loss moves the item vectors towards 1."""
 
     name, prefix, validated = "prepare", "prepare_", False
 
@@ -86,7 +90,7 @@ class Prepare(Stage):
 
 
 class ThreeStages(TwoStages):
-    """A stage without validation stands between two that have it; the first two stages freeze different parts."""
+    """A model with a stage without validation between two stages with validation. The first two stages freeze different parts."""
 
     stages = (WholeHistory, Prepare, LastItem)
 
@@ -182,11 +186,6 @@ def run(data, model, **given):
     return recbole_flr.run_recbole_flr(model, "tiny", config_dict=given)
 
 
-def only_run():
-    found, = Path("saved").iterdir()
-    return found
-
-
 def test_a_plain_model_is_trained_saved_and_asked(tiny_data):
     result = run(tiny_data, "Retrieval", epochs=20)
     assert result["test_result"]["hit@10"] > 0.6 and "stages" not in result  # by chance: .5
@@ -237,22 +236,9 @@ def test_two_stages_without_a_language_model(tiny_data):
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4])
-def test_two_stages_cut_short_and_resumed(tiny_data, cut, monkeypatch):
+def test_two_stages_cut_short_and_resumed(tiny_data, cut):
     whole = run(tiny_data, "TwoStages", checkpoint_dir="whole")
-    from recbole.trainer import Trainer
-
-    own, seen = Trainer._train_epoch, []
-
-    def interrupted(self, *args, **kwargs):
-        if len(seen) == cut:
-            raise KeyboardInterrupt
-        seen.append(1)
-        return own(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(tiny_data, "TwoStages")
+    interrupt(lambda: run(tiny_data, "TwoStages"), epochs=cut)
     assert recbole_flr.run_recbole_flr(config_dict={"resume": str(only_run())}) == whole
 
 
@@ -270,7 +256,7 @@ def test_a_stage_must_not_be_called_as_a_file_of_the_run(tiny_data, monkeypatch)
 
 
 def test_a_stage_without_validation_between_two_with_it(tiny_data):
-    """The next stage begins with its weights, but they are never those that the run keeps."""
+    """The next stage begins with the weights of this stage, but the run never keeps them as its best."""
     result = run(tiny_data, "ThreeStages")
     assert result["stages"].keys() == {"whole", "near"}
     folder = only_run()
@@ -310,24 +296,23 @@ def test_reinforcement_needs_the_contract_of_thinkers_and_nothing_else(tiny_data
     assert moved == {"model.reasoner.weight", "model.reasoner.bias"}
     log, = Path("log").rglob("*.log")
     line = next(line for line in log.read_text(encoding="utf-8").splitlines() if "grpo epoch 0 took" in line)
-    reward = float(line.split(" reward: ")[1].split(",")[0]) if " reward: " in line else float(line.split("[reward: ")[1].split(",")[0])
+    reward = float(re.search(r"[ \[]reward: ([^,]+),", line)[1])
     assert 0.1 < reward <= 1 and "match: " not in line and "length: " in line and "surrogate: " in line
 
 
 def test_the_model_that_is_reinforced_by_a_run_of_its_own(tiny_data):
-    """`--stages=grpo --checkpoint=RUN`: the model before the stage stands under the name of the stage before."""
+    """`--stages=grpo --checkpoint=RUN` reports the model of RUN under the name of the stage that RUN ended with."""
     run(tiny_data, "Reasoning", stages="whole", checkpoint_dir="first")
-    first, = Path("first").iterdir()
     result = recbole_flr.run_recbole_flr(config_dict={
-        "checkpoint": str(first), "stages": "grpo", "grpo_epochs": 1, "checkpoint_dir": "second",
+        "checkpoint": str(only_run("first")), "stages": "grpo", "grpo_epochs": 1, "checkpoint_dir": "second",
     })
     assert list(result["stages"]) == ["whole", "grpo"]
-    second, = Path("second").iterdir()
-    assert [stage["name"] for stage in json.loads((second / "result.json").read_text())["stages"]] == ["whole", "grpo"]
+    written = json.loads((only_run("second") / "result.json").read_text())
+    assert [stage["name"] for stage in written["stages"]] == ["whole", "grpo"]
 
 
 def test_recommend_without_titles(tiny_data):
-    """A model of ids needs no `.item` file; the ids stand for the titles."""
+    """A model that reads no titles needs no `.item` file. Its recommendations show the item ids as titles."""
     (tiny_data / "tiny" / "tiny.item").unlink()
     run(tiny_data, "Retrieval", epochs=1)
     answer = recbole_flr.recommend(only_run(), ["i1", "i2"], k=2)

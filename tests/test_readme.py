@@ -5,12 +5,9 @@ import functools
 import importlib
 import io
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,6 +16,7 @@ import pytest
 import recbole
 import yaml
 from conftest import TINY, TINY_FLR
+from helpers_command import python
 from recbole.utils import argument_list
 
 import recbole_flr
@@ -62,10 +60,6 @@ def own_data_commands():
     return [shlex.split(line) for block in blocks for line in block.replace("\\\n", " ").strip().splitlines()]
 
 
-def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
 def test_the_printed_lines_of_the_example_are_in_its_file():
     block = re.search(r"```\n(customer,.*?)```", section(text_of(README), "## Your own data"), re.DOTALL)[1]
     header, *printed = block.splitlines()
@@ -73,18 +67,18 @@ def test_the_printed_lines_of_the_example_are_in_its_file():
     assert header == first and printed and set(printed) <= set(lines)
 
 
-def test_your_own_data(tmp_path):
+def test_your_own_data(tmp_path, capsys):
     (tmp_path / "docs" / "example").mkdir(parents=True)
     shutil.copy(ROOT / "docs" / "example" / "shop.csv", tmp_path / "docs" / "example")
     convert, *runs = own_data_commands()
     assert convert[:3] == ["python", "-m", "dataset_scripts.convert"] and len(runs) == 2
 
-    done = subprocess.run([sys.executable, *convert[1:]], cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    status, printed = python(*convert[1:]), capsys.readouterr()
+    assert status == 0, printed.err
     report = json.loads((tmp_path / "dataset" / "shop" / "shop.report.json").read_text(encoding="utf-8"))
     assert (report["lines"], report["malformed"], report["malformed_lines"], report["kept"]) == (397, 1, [205], 394)
     assert (report["below_k"], report["items"], report["users"]) == (2, 25, 60)
-    assert re.search(r"malformed +1 +first in lines 205", done.stdout)
+    assert re.search(r"malformed +1 +first in lines 205", printed.out)
     inter = (tmp_path / "dataset" / "shop" / "shop.inter").read_text(encoding="utf-8")
     items = (tmp_path / "dataset" / "shop" / "shop.item").read_text(encoding="utf-8")
     assert "\tB%201002\t" in inter and 'B%201002\tHarbour Serving Plate, 10" Round' in items  # ids with blanks; quotes, commas
@@ -92,10 +86,9 @@ def test_your_own_data(tmp_path):
     for words, small in zip(runs, ({}, {key: value for key, value in TINY_FLR.items() if key not in TINY})):
         assert words[:2] == ["python", "run_recbole_flr.py"]
         given = [f"--{key}={value}" for key, value in {**small, "epochs": 1, "use_gpu": False, "state": "INFO"}.items()]
-        words = [sys.executable, ROOT / "run_recbole_flr.py", *words[2:], *given]
-        done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "Result" in done.stdout + done.stderr
+        status, printed = python(ROOT / "run_recbole_flr.py", *words[2:], *given), capsys.readouterr()
+        assert status == 0, printed.err[-3000:]
+        assert "Result" in printed.out + printed.err
         run, = (tmp_path / "saved").glob(f"{words[2].removeprefix('--model=')}-shop-*")
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
         assert result["data"]["rows"] == {part: report[part] for part in ("train", "valid", "test")}

@@ -1,3 +1,5 @@
+"""Model names: the plug-in's models, RecBole's models, and names that stand for no model."""
+
 import importlib.util
 
 import pytest
@@ -40,7 +42,8 @@ def test_model_names_can_be_loaded():
 
 
 @pytest.mark.parametrize("name, nearest", [
-    ("SASRecc", "SASRec"), ("sasrec", "SASRec"), ("flr", "FLR"), ("FRL", "FLR"), ("gru4rec", "GRU4Rec"), ("Casr", "Caser"), ("bpr", "BPR"),
+    ("SASRecc", "SASRec"), ("sasrec", "SASRec"), ("flr", "FLR"), ("FRL", "FLR"), ("gru4rec", "GRU4Rec"),
+    ("Casr", "Caser"), ("bpr", "BPR"),
 ])
 def test_a_mistyped_model_is_refused_with_the_nearest(name, nearest):
     with pytest.raises(ConfigError, match=f"found '{name}'.*nearest is '{nearest}'"):

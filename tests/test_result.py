@@ -61,11 +61,11 @@ def test_the_ranks_are_those_of_the_loaded_model(trained):
 
 
 def test_what_result_json_says(trained):
-    folder, result = trained("FLR", stages="sft,grpo", grpo_epochs=1)
+    folder, result = trained("FLR", stages="sft,grpo")
     written = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     assert written["model"] == "FLR" and written["dataset"] == "tiny" and written["seed"] == 2020 and written["format"] == 1
     assert written["command"] and written["versions"]["torch"] and written["hardware"]["threads"] == 1
-    assert written["options"]["num_factors"] == 3 and written["options"]["grpo_epochs"] == 1
+    assert written["options"]["num_factors"] == 3 and written["options"]["group_size"] == 3
     assert "learning_rate" not in written["options"]  # as it is by default
     config, model, dataset, *loaders = recbole_flr.load_data_and_model(folder)
     assert written["data"]["fingerprint"] == config["data_fingerprint"]
@@ -74,7 +74,7 @@ def test_what_result_json_says(trained):
     assert [stage["name"] for stage in written["stages"]] == ["warmup", "sft", "grpo"]
     for stage in written["stages"]:
         assert stage["seconds"] > 0 and stage["peak_memory_bytes"] > 10**7
-        assert stage["epochs"] == {"warmup": 2, "sft": 2, "grpo": 1}[stage["name"]]
+        assert stage["epochs"] == {"warmup": 2, "sft": 2, "grpo": 2}[stage["name"]]
     for stage in written["stages"][1:]:
         assert 0 <= stage["best_epoch"] < stage["epochs"] and stage["test_seconds"] > 0
         assert stage["test_result"] == result["stages"][stage["name"]]["test_result"]
@@ -155,7 +155,8 @@ def test_json_has_no_infinity():
 
 def test_the_commit_of_a_checkout(tmp_path):
     def git(*words):
-        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=x", "-c", "user.email=x@x", *words], check=True, capture_output=True)
+        identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
+        subprocess.run(["git", "-C", tmp_path, *identity, *words], check=True, capture_output=True)
 
     assert commit_of(tmp_path) is None
     git("init")

@@ -1,4 +1,4 @@
-"""Training in stages, killing and resuming, for the plug-in's models and RecBole's."""
+"""Training in stages, and runs that are interrupted, killed and resumed, for the plug-in's models and RecBole's."""
 
 import json
 import signal
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, TINY_FLR, TINY_LATENT, TINY_LM
-from recbole.trainer import Trainer
+from helpers_training import interrupt, only_run
 
 from recbole_flr.errors import CheckpointError, FLRError
 from recbole_flr.quick_start import build_trainer, load_data_and_model, run_recbole_flr
@@ -19,27 +19,22 @@ from recbole_flr.training import checkpoint
 from recbole_flr.training.staged import StagedTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
-BOTH = {"stages": "sft,grpo", "epochs": 2, "grpo_epochs": 2, "grpo_stopping_step": 5}
+BOTH = {"stages": "sft,grpo", "epochs": 2, "grpo_epochs": 2}
+UPDATED_TWICE = {**BOTH, "warmup_epochs": 1, "grpo_updates": 2, "show_progress": True}
 OPTIONS = {"FLR": {**TINY_FLR, "epochs": 4}, "LatentR3": {**TINY_LATENT, **BOTH}, "BIGRec": {**TINY_LM, "epochs": 2},
            "SASRec": {**TINY, "epochs": 4}, "GRU4Rec": {**TINY, "epochs": 4},
            "Caser": {**TINY, "epochs": 4}}
 
 
-def only_run(folder="saved"):
-    runs = list(Path(folder).iterdir())
-    assert len(runs) == 1
-    return runs[0]
-
-
 @pytest.mark.parametrize("model", OPTIONS)
 def test_same_seed_same_metrics_and_no_pickles(trained, tiny_data, model):
     options = {**OPTIONS[model], "data_path": str(tiny_data)}
-    results = [trained(model, **OPTIONS[model])[1], run_recbole_flr(model, "tiny", config_dict={**options, "checkpoint_dir": "saved0"})]
-    assert results[0] == results[1]
+    _, result = trained(model, **OPTIONS[model])
+    assert run_recbole_flr(model, "tiny", config_dict={**options, "checkpoint_dir": "saved0"}) == result
     staged = {"stages", "kept"} if "grpo" in options.get("stages", "") else set()
-    assert results[0].keys() == {"best_valid_score", "valid_score_bigger", "best_valid_result", "test_result"} | staged
+    assert result.keys() == {"best_valid_score", "valid_score_bigger", "best_valid_result", "test_result"} | staged
     names = {"hit@5", "hit@10", "ndcg@5", "ndcg@10", "title_hit@5", "title_hit@10", "title_ndcg@5", "title_ndcg@10"}
-    assert results[0]["test_result"].keys() == names
+    assert result["test_result"].keys() == names
     run = only_run("saved0")
     assert {"best.safetensors", "last.safetensors", "run.json", "result.json", "ranks.npz"} <= {p.name for p in run.iterdir()}
     for path in Path().rglob("*"):
@@ -48,29 +43,19 @@ def test_same_seed_same_metrics_and_no_pickles(trained, tiny_data, model):
 
 
 @pytest.mark.parametrize("model, cuts, extra", [
-    ("FLR", [1], {}), ("SASRec", [1, 3], {}), ("FLR", [1, 2, 3, 4], {**BOTH, "warmup_epochs": 1, "grpo_updates": 2, "show_progress": True}),
+    ("FLR", [1], {}),
+    ("SASRec", [1, 4], {"epochs": 8, "learning_rate": 0.01, "stopping_step": 2}),  # the third of six epochs is the best
+    ("FLR", [1, 2, 3, 4], UPDATED_TWICE),
     ("BIGRec", [3], {"grounding": "embedding"}),
 ])
-def test_a_run_cut_short_ends_as_one_that_was_not(trained, tiny_data, model, cuts, extra, monkeypatch):
-    """Cut in the first stage, between stages and in each later one: the results equal those of the whole run."""
+def test_a_run_cut_short_ends_as_one_that_was_not(trained, tiny_data, model, cuts, extra):
+    """Interrupt a run in each of its stages and between them. The resumed run has the results and weights of the whole run."""
     options = {**OPTIONS[model], **extra, "data_path": str(tiny_data)}
     folder, whole = trained(model, **{**OPTIONS[model], **extra})
     weights = {path.name: checkpoint.read(path)[0] for path in folder.glob("*.safetensors")}
     for cut in cuts:
-        seen = []
         config_dict = {**options, "checkpoint_dir": f"cut{cut}"}
-        own = Trainer._train_epoch
-
-        def interrupted(self, *args, **kwargs):
-            if len(seen) == cut:
-                raise KeyboardInterrupt
-            seen.append(1)
-            return own(self, *args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "_train_epoch", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                run_recbole_flr(model, "tiny", config_dict=config_dict)
+        interrupt(lambda: run_recbole_flr(model, "tiny", config_dict=config_dict), epochs=cut)
         resumed = run_recbole_flr(config_dict={"resume": str(only_run(f"cut{cut}"))})
         assert resumed == whole, f"cut after {cut} epochs"
         for name, tensors in weights.items():
@@ -85,17 +70,17 @@ def test_resuming_a_finished_run_changes_nothing(trained):
     assert {p.name: p.read_bytes() for p in only_run().iterdir()} == before
 
 
-def test_more_epochs_after_the_end(tiny_data):
+def test_more_epochs_after_the_end(trained, session_data):
     """A finished run can be asked for more: `--resume=RUN --epochs=6`."""
-    options = {**OPTIONS["SASRec"], "data_path": str(tiny_data)}
-    run_recbole_flr("SASRec", "tiny", config_dict=options)
-    longer = run_recbole_flr(config_dict={"resume": str(only_run()), "epochs": 6})
+    options = {**OPTIONS["SASRec"], "data_path": str(session_data)}
+    folder, _ = trained("SASRec", **OPTIONS["SASRec"])
+    longer = run_recbole_flr(config_dict={"resume": str(folder), "epochs": 6})
     whole = run_recbole_flr("SASRec", "tiny", config_dict={**options, "epochs": 6, "checkpoint_dir": "whole"})
     assert longer == whole
 
 
 def test_a_run_of_an_earlier_version_is_not_resumed(trained):
-    """Its state lacks what runs save today; its weights can still be used."""
+    """Its saved state lacks a field that resuming needs today. Its weights can still be loaded."""
     folder, _ = trained("SASRec", epochs=1)
     tensors, meta = checkpoint.read(folder / "last.safetensors")
     del meta["record"]
@@ -140,8 +125,8 @@ def test_load_data_and_model_gives_identical_scores(trained, model):
         assert torch.equal(loaded.predict(batch), again.predict(batch))
 
 
-def test_checkpoints_never_unpickle(tiny_data, monkeypatch):
-    run_recbole_flr("SASRec", "tiny", config_dict={**OPTIONS["SASRec"], "data_path": str(tiny_data), "epochs": 1})
+def test_checkpoints_never_unpickle(trained, monkeypatch):
+    trained("SASRec", epochs=1)
     monkeypatch.setattr("pickle.load", lambda *a, **k: pytest.fail("pickle.load was called"))
     monkeypatch.setattr("torch.load", lambda *a, **k: pytest.fail("torch.load was called"))
     load_data_and_model(only_run())
@@ -186,8 +171,8 @@ def run(data, model="FLR", **options):
     return run_recbole_flr(model, "tiny", config_dict={**base, "data_path": str(data), **options})
 
 
-def test_both_stages_are_reported_and_the_better_is_kept(tiny_data):
-    result = run(tiny_data)
+def test_both_stages_are_reported_and_the_better_is_kept(trained):
+    _, result = trained("FLR", **BOTH)
     assert result["stages"].keys() == {"sft", "grpo"} and result["kept"] in result["stages"]
     scores = {name: stage["best_valid_score"] for name, stage in result["stages"].items()}
     assert result["best_valid_score"] == max(scores.values()) == scores[result["kept"]]
@@ -201,7 +186,7 @@ def test_both_stages_are_reported_and_the_better_is_kept(tiny_data):
 
 @pytest.mark.parametrize("better", ["sft", "grpo"])
 def test_reinforcement_never_makes_a_run_worse(tiny_data, better, monkeypatch):
-    """Whatever validation says of the second stage, the weights that are kept are those of the better one."""
+    """The run keeps the weights of the stage with the better validation score, whichever stage that is."""
     own = StagedTrainer._valid_epoch
 
     def judged(self, *args, **kwargs):
@@ -216,17 +201,17 @@ def test_reinforcement_never_makes_a_run_worse(tiny_data, better, monkeypatch):
 
 
 @pytest.mark.parametrize("model", ["FLR", "LatentR3"])
-def test_grpo_alone_goes_on_from_a_trained_model(tiny_data, model):
-    """The same as both stages in one run, but for the random numbers; what it starts from is reported as it was."""
-    first = run(tiny_data, model, stages="sft", checkpoint_dir="first")
-    before = {p.name: p.read_bytes() for p in only_run("first").iterdir()}
-    options = {"checkpoint": str(only_run("first")), "stages": "grpo", "checkpoint_dir": "second"}
+def test_grpo_alone_goes_on_from_a_trained_model(trained, model):
+    """It reports the supervised stage with that run's results, and leaves that run's folder as it is."""
+    folder, first = trained(model)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    options = {"checkpoint": str(folder), "stages": "grpo", "checkpoint_dir": "second"}
     result = run_recbole_flr(config_dict=options)
     assert result["stages"]["sft"]["best_valid_result"] == first["best_valid_result"]
     assert result["stages"]["sft"]["test_result"] == first["test_result"]
-    assert {p.name: p.read_bytes() for p in only_run("first").iterdir()} == before  # inputs are never changed
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     start, end = (checkpoint.read(only_run("second") / f"{name}.safetensors")[0] for name in ("sft", "grpo"))
-    given = checkpoint.read(only_run("first") / "best.safetensors")[0]
+    given = checkpoint.read(folder / "best.safetensors")[0]
     assert all(torch.equal(given[name], start[name]) for name in given)
     assert any(not torch.equal(given[name], end[name]) for name in given)
     assert run_recbole_flr(config_dict={"resume": str(only_run("second"))}) == result
@@ -248,7 +233,7 @@ def test_without_validation_the_last_stage_is_kept(tiny_data):
 
 @pytest.mark.parametrize("trainable", ["full", "lora", "frozen"])
 def test_a_pretrained_backbone_survives_both_stages(tiny_data, saved_models, trainable):
-    """A backbone that the first stage trained and the second froze still has its place in the checkpoint."""
+    """The checkpoint of the second stage holds the backbone that the first stage trained, although the second stage froze it."""
     result = run(tiny_data, backbone=str(saved_models["qwen2"]), prompt="compact", trainable=trainable)
     trainer_config, model, *_, test_data = load_data_and_model(only_run())
     trainer = build_trainer(trainer_config, model)
@@ -257,10 +242,10 @@ def test_a_pretrained_backbone_survives_both_stages(tiny_data, saved_models, tra
     assert {name: result["test_result"][name] for name in test} == test
 
 
-def test_every_part_of_the_loss_shows_in_tensorboard(tiny_data):
+def test_every_part_of_the_loss_shows_in_tensorboard(trained):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(tiny_data, grpo_updates=2, show_progress=True)
+    trained("FLR", **OPTIONS["FLR"] | UPDATED_TWICE)
     folder = next(path.parent for path in Path("log_tensorboard").rglob("events*"))
     events = EventAccumulator(str(folder)).Reload()
     names = ["reward", "confidence", "match", "advantage_std", "ratio", "clip_fraction", "kl", "noise", "orthogonality",
@@ -273,7 +258,10 @@ def test_every_part_of_the_loss_shows_in_tensorboard(tiny_data):
 
 
 def test_a_trained_backbone_that_is_now_frozen_keeps_its_place(tiny_data, saved_models):
-    """Trained in one run, `frozen` in the next: it is not what the hub has, so it goes into the next run's checkpoints too."""
+    """A backbone that one run trained and the next run freezes is in the checkpoints of the next run too.
+
+    Its weights are no longer those of the pretrained model, so they could not be loaded from there.
+    """
     run(tiny_data, backbone=str(saved_models["llama"]), prompt="compact", stages="sft", checkpoint_dir="first")
     options = {"checkpoint": str(only_run("first")), "stages": "grpo", "trainable": "frozen", "checkpoint_dir": "second"}
     run_recbole_flr(config_dict=options)
@@ -283,26 +271,26 @@ def test_a_trained_backbone_that_is_now_frozen_keeps_its_place(tiny_data, saved_
 
 
 @pytest.mark.parametrize("change", [{"stages": "sft"}, {"warmup_epochs": 0, "stages": "sft"}])
-def test_a_run_is_not_resumed_in_a_stage_that_it_no_longer_has(tiny_data, change):
-    run(tiny_data)
+def test_a_run_is_not_resumed_in_a_stage_that_it_no_longer_has(trained, change):
+    folder, _ = trained("FLR", **BOTH)
     with pytest.raises(CheckpointError, match="stopped in its stage grpo, found stages .*--checkpoint"):
-        run_recbole_flr(config_dict={"resume": str(only_run()), **change})
+        run_recbole_flr(config_dict={"resume": str(folder), **change})
 
 
-def test_stages_can_be_added_to_a_finished_run(tiny_data):
-    run(tiny_data, stages="sft")
-    result = run_recbole_flr(config_dict={"resume": str(only_run()), "stages": "sft,grpo"})
+def test_stages_can_be_added_to_a_finished_run(trained):
+    folder, _ = trained("FLR")
+    result = run_recbole_flr(config_dict={"resume": str(folder), "stages": "sft,grpo"})
     assert result["stages"].keys() == {"sft", "grpo"}
 
 
-def test_what_was_not_trained_here_is_validated_before_it_is_reinforced(tiny_data):
-    first = run(tiny_data, stages="sft", checkpoint_dir="first")
-    result = run_recbole_flr(config_dict={"checkpoint": str(only_run("first")), "stages": "sft,grpo", "epochs": 0})
+def test_what_was_not_trained_here_is_validated_before_it_is_reinforced(trained):
+    folder, first = trained("FLR")
+    result = run_recbole_flr(config_dict={"checkpoint": str(folder), "stages": "sft,grpo", "epochs": 0})
     assert result["stages"]["sft"]["best_valid_result"] == first["best_valid_result"]
 
 
 def test_reinforcement_with_a_backbone_in_bfloat16(tiny_data):
-    """Small moves of the thought are not lost in the backbone's precision."""
+    """Small changes of the thought have an effect, although the backbone computes in bfloat16."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run(tiny_data, torch_dtype="bfloat16", grpo_updates=2, grpo_learning_rate=1e-5)
@@ -315,17 +303,18 @@ def test_reinforcement_with_a_backbone_in_bfloat16(tiny_data):
     ("FLR", {"stages": "grpo"}, "stages: found grpo alone.*--checkpoint=PATH"),
     ("FLR", {"stages": "grpo,sft"}, "stages: found 'grpo,sft', expected one or more of sft, grpo, in this order"),
     ("FLR", {"stages": "sft, gpro"}, "stages: found 'sft, gpro'"), ("FLR", {"stages": []}, r"stages: found \[\]"),
-    ("FLR", {"stages": ["sft", "sft"]}, "stages: found"), ("BIGRec", {"stages": "sft,grpo"}, "found 'sft,grpo', expected sft: these are the stages of BIGRec"),
+    ("FLR", {"stages": ["sft", "sft"]}, "stages: found"),
+    ("BIGRec", {"stages": "sft,grpo"}, "found 'sft,grpo', expected sft: these are the stages of BIGRec"),
     ("FLR", {"group_size": 1}, "group_size: found 1, expected int >= 2"),
     ("FLR", {"checkpoint": "nowhere"}, "found no nowhere"),
 ])
-def test_what_no_stage_can_be(tiny_data, model, options, message):
+def test_wrong_stages_are_refused(tiny_data, model, options, message):
     with pytest.raises(FLRError, match=message):
         run(tiny_data, model, **options)
     assert not list(Path("saved").glob("*/*"))
 
 
-def test_two_runs_in_one_second_do_not_meet(build):
+def test_two_runs_in_one_second_have_their_own_folders(build):
     config, model, _ = build()
     trainers = [build_trainer(config, model) for _ in range(3)]
     assert len({trainer.open_folder() for trainer in trainers}) == 3

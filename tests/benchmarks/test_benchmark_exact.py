@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_FLR, TINY_OPTIONS
 
 from benchmarks import exact
 from recbole_flr.decoding import Beams
-from recbole_flr.quick_start import run_recbole_flr
 
 
 def beams(*rows):
@@ -53,9 +51,8 @@ def test_a_catalogue_of_fewer_titles():
         exact.compare(beams(BEST), beams([(7, -4.0)]), 10)
 
 
-def test_the_command_on_a_run(tiny_data, capsys):
-    run_recbole_flr("FLR", "tiny", config_dict={**TINY_FLR, "data_path": str(tiny_data)})
-    run = str(next(Path("saved").iterdir()))
+def test_the_command_on_a_run(trained, capsys):
+    run = str(trained("FLR")[0])
     capsys.readouterr()
     words = [run, "--beams", "1,2,50", "--top", "4", "--users", "7", "--batch", "3", "--repeats", "1", "--json", "out.json"]
     report = exact.main(words)
@@ -81,16 +78,14 @@ def test_the_command_on_a_run(tiny_data, capsys):
     ]
 
 
-def test_a_run_of_a_model_without_titles_is_refused(tiny_data, capsys):
+def test_a_run_of_a_model_without_titles_is_refused(trained, capsys):
     with pytest.raises(SystemExit):
         exact.main(["nowhere"])
     assert "nowhere" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         exact.main(["nowhere", "--beams", "0"])
     assert "--beams: found 0" in capsys.readouterr().err
-    options = {name: value for name, value in TINY_OPTIONS["FLR"].items() if name in ("benchmark_filename", "alias_of_item_id",
-               "show_progress", "eval_args", "state")}  # fmt: skip
-    run_recbole_flr("GRU4Rec", "tiny", config_dict={**options, "data_path": str(tiny_data), "epochs": 1})
+    folder, _ = trained("GRU4Rec", epochs=1)
     with pytest.raises(SystemExit):
-        exact.main([str(next(Path("saved").iterdir()))])
+        exact.main([str(folder)])
     assert "which writes no titles" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The purpose of the reinforcement stage: afterwards, a trained model answers more training prompts exactly."""
+"""What the reinforcement stage is for: it raises the share of training prompts that a trained model answers exactly."""
 
 from pathlib import Path
 

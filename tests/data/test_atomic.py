@@ -184,7 +184,7 @@ def test_a_file_in_the_way(tmp_path):
 
 
 def test_a_name_that_no_folder_can_have_leaves_nothing(tmp_path):
-    """The name of the temporary folder is longer, so the block is never entered."""
+    """The name of the temporary folder is even longer, so the error comes before the block runs."""
     with pytest.raises(OSError), staged(tmp_path / "new" / "deep" / ("x" * 250)):
         pytest.fail("entered")
     assert not list(tmp_path.iterdir())

@@ -88,7 +88,7 @@ def test_by_popularity():
 
 
 def words(texts):
-    """A backbone whose tokens are the words' lengths."""
+    """A backbone whose token for a word is the length of the word."""
     return [[len(word) for word in text.split()] for text in texts]
 
 
@@ -109,12 +109,12 @@ def test_tokenize_ends_every_title_and_cuts_long_ones(caplog, monkeypatch, at_on
 
 
 def interactions(n_items):
-    """Two users who between them have all items."""
+    """Two users who together have all items."""
     return {"u1": [f"i{item}" for item in range(n_items)], "u2": [f"i{item}" for item in reversed(range(n_items))]}
 
 
 def read(root, items, header="item_id:token\ttitle:token", n_items=None, **options):
-    """Data set -> dict of item id -> title as the catalogue has it, and the catalogue."""
+    """Data set -> the catalogue's titles (dict: item id -> title), and the catalogue."""
     write_set(root, interactions(n_items or len(items)), items, header)
     config = make_config(root, **options)
     dataset = load_dataset(config)

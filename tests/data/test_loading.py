@@ -1,3 +1,5 @@
+"""Data sets from atomic files: values that stay as they are written, missing and wrong files, the split, and no pickles."""
+
 import pickle
 from pathlib import Path
 
@@ -67,7 +69,7 @@ WORDS = ['"open', "None", "NA", "nan", "NULL", "double  blanks", "🚒", "秘密
 
 
 def test_texts_that_recbole_loads_itself_are_verbatim(tmp_path):
-    """With load_col: null RecBole reads the titles too, for models of its own."""
+    """With `load_col: null`, RecBole also reads the titles, for its own models."""
     rows = [f"i{item}\t{word}\t{word}" for item, word in enumerate(WORDS)]
     header = "item_id:token\ttitle:token\twords:token_seq"
     write_set(tmp_path, {"u1": [f"i{item}" for item in range(len(WORDS))]}, rows, header)
@@ -121,7 +123,7 @@ def test_the_reader_is_recboles_own_again_afterwards():
 
 
 def test_ml_100k_reads_as_recbole_reads_it(tmp_path):
-    """A clean set is the same for both readers, down to the numbering."""
+    """Both readers read a clean data set alike, and number its users and items alike."""
     ours = load_dataset(make_config(tmp_path, name="ml-100k", load_col=None))
     config = make_config(tmp_path, name="ml-100k", load_col=None)
     plain = create_dataset(config)
@@ -243,7 +245,7 @@ def test_without_split_files_the_limit_stays(tmp_path):
 
 @pytest.mark.parametrize("alias", [None, ["item_id_list"]])
 def test_split_files_are_split_as_they_say(tmp_path, alias):
-    """The history speaks of the same items as the target, whether or not the alias is set."""
+    """History and target use the same item ids, with the alias and without it."""
     write_split(tmp_path, PARTS)
     config = make_config(tmp_path, **BENCHMARK, **({"alias_of_item_id": alias} if alias else {}))
     dataset = load_dataset(config)
@@ -279,7 +281,7 @@ def test_the_demo_is_made_on_first_use(tmp_path):
 
 
 class Poison:
-    """Its pickle creates a file when it is loaded."""
+    """An object whose pickle creates a file when it is loaded."""
 
     def __init__(self, marker):
         self.marker = str(marker)
@@ -307,7 +309,7 @@ def test_no_pickle_is_opened(tmp_path, poisoned):
 
 
 def test_recbole_itself_would_open_both(tmp_path, poisoned):
-    """The control: the poison works."""
+    """Check of the test itself: RecBole does load these pickles, and loading them creates the file."""
     with pytest.raises(AttributeError):
         create_dataset(make_config(tmp_path))
     assert poisoned.exists()

@@ -27,7 +27,7 @@ def plain(sequences):
 @settings(deadline=None, max_examples=200)
 @given(SEQUENCES, st.integers(1, 6), st.randoms(use_true_random=False))
 def test_sequences_come_back_from_their_prefixes(sequences, max_history, random):
-    """Whatever the window, however often items repeat, and with the users' rows interleaved."""
+    """For every window, with repeated items, and with rows of different users in turn."""
     dataset = training_set(sequences, max_history)
     waiting = {}
     for row, user in enumerate(dataset.inter_feat["user_id"].tolist()):
@@ -63,7 +63,7 @@ def as_tokens(dataset, sequences):
 
 @pytest.mark.parametrize("window", [1, 2, 3, 10])
 def test_split_by_recbole(tmp_path, window):
-    """Leave-one-out: a user's last item is the test and the one before it the validation, if three rows are there."""
+    """Leave-one-out: a user's last item is for the test and the item before it for validation, if the user has three items."""
     rng = np.random.default_rng(0)
     interactions, expected = {}, []
     for user in range(12):
@@ -90,7 +90,7 @@ def test_split_by_recbole(tmp_path, window):
 
 @pytest.mark.parametrize("window", [2, 4, 10])
 def test_split_files(tmp_path, window):
-    """Rows of all users in order of time, cut at 60% and 80%; the held-out targets occur nowhere else."""
+    """The rows of all users stand in the order of time and are cut at 60% and 80%. Held-out targets occur nowhere else."""
     rng = np.random.default_rng(1)
     times = [rng.choice(1000, size=rng.integers(1, 14), replace=False) for _ in range(8)]
     events = sorted((time, user) for user in range(8) for time in times[user])
@@ -176,7 +176,7 @@ def test_batches_hold_about_the_rows_asked_for():
 
 
 def test_what_a_row_says():
-    """Each sequence: the head, then titles; labels are the next token; positions count from 0; nothing across."""
+    """A sequence is the head, then titles. A label is the next token, positions count from 0, no label leaves its sequence."""
     loader, sequences, titles = make_loader()
     found = Counter()
     for packed in loader:
@@ -213,7 +213,7 @@ def test_an_item_longer_than_a_row_is_cut_and_stands_alone():
 
 
 def test_a_tokenizer_without_a_start_token():
-    """Then nothing predicts the first token of a piece; all others are asked for once."""
+    """Nothing can predict the first token of a piece. Every other token is a label once."""
     loader, sequences, titles = make_loader(head=(), pack_length=1000)
     labels = Counter(label for packed in loader for label in packed.labels.flatten().tolist())
     del labels[IGNORE]

@@ -32,7 +32,7 @@ def compact_tokenizer():
 
 
 def pretrained_tokenizer():
-    """As GPT-2's: one special token, which ends texts, no start token and no padding."""
+    """A tokenizer like that of GPT-2. Its only special token ends texts; it has no start token and no padding token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -73,7 +73,7 @@ def test_hostile_texts_are_plain_text(backbone, text):
 
 
 def test_special_tokens_can_be_told_from_text(backbone):
-    """The control: without the precaution of `encode` the same texts do become special tokens."""
+    """Check of the test itself: the tokenizer alone, without `encode`, does turn these texts into special tokens."""
     for name in {backbone.tokenizer.eos_token, THOUGHT}:
         careless = backbone.tokenizer([name], add_special_tokens=False)["input_ids"][0]
         assert careless == [backbone.tokenizer.convert_tokens_to_ids(name)]

@@ -73,7 +73,7 @@ def test_fewer_beams_equal_the_slow_search(titles, score, seed, num_beams):
 @pytest.mark.parametrize("score", ["full", "trie"])
 @pytest.mark.parametrize("num_beams", [1, 2, 4, 7, 18, 30])
 def test_a_bushy_catalogue(score, num_beams):
-    """Beams compete at every depth, and users differ in which of them stay."""
+    """Beams compete at every depth, and different beams stay for different users."""
     trie, model = Trie.build(BUSHY), Model(5, users=4)
     beams = beam_search(Scorer(model), trie, num_beams, score=score)
     check(beams, trie, model, BUSHY, num_beams, score)
@@ -144,7 +144,7 @@ def test_logits_are_computed_in_chunks():
 
 
 def test_ties_go_to_the_earlier_beam_then_to_the_lower_token():
-    """With equal logits everything ties: the search keeps the first prefixes in token order, and so do the scores."""
+    """With equal logits all prefixes tie. The search keeps the first ones in the order of their tokens."""
     model = Model(0, users=2)
     model.head.zero_()
     trie = Trie.build(BUSHY[::-1])
@@ -230,7 +230,7 @@ def test_items_stand_in_the_order_of_titles_then_of_priority(titles, score, seed
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("base", [-3.7, 0.0, -1e-30, 2.0, 1e-3])
 def test_items_of_a_title_do_not_cross_titles_that_are_as_close_as_can_be(dtype, base):
-    """Titles 1 and 2 are neighbouring numbers, 3 equals 2, 4 is far below; title 1 has five items."""
+    """The scores of titles 1 and 2 are adjacent floats, 3 equals 2, and 4 is far below. Title 1 has five items."""
     titles = [[1, END]] * 5 + [[2, END], [3, END], [4, END]]
     trie = Trie.build(titles, [7, 3, 5, 1, 6, 0, 2, 4])
     by_token = {path[0]: node for node, path in path_of_leaves(trie).items()}
@@ -284,7 +284,7 @@ def test_the_best_are_the_same_when_no_more_are_wanted(titles, score, seed, top,
 
 
 def test_with_a_length_penalty_no_other_titles_are_found_when_one_is_wanted():
-    """A beam without a chance must not give its place to one with a lower sum, whose title is long and so ends the better."""
+    """The search drops a beam that cannot win. Its place must not go to a beam with a lower sum and a long title that wins."""
     titles = [[1, 2, 2, 2], [3], [3, 1, 1, 2], [3, 1, 1, 3], [3, 1, 2, 2], [3, 1, 2, 3, 2, 1]]
     trie, model = Trie.build([title + [END] for title in titles]), Model(23, 1, 0.3)
     options = dict(score="trie", length_penalty=3.0)
@@ -294,7 +294,7 @@ def test_with_a_length_penalty_no_other_titles_are_found_when_one_is_wanted():
 
 @pytest.mark.parametrize("score", ["full", "trie"])
 def test_what_cannot_come_among_the_best_is_not_followed(score):
-    """A model that is sure of how titles go on, and two of them wanted: most tails are left alone."""
+    """The model is certain of the tails and only two titles are wanted, so the search does not score most tails."""
     titles = [[a, b, c, 4, 4, 4, 4, 4, END] for a in (1, 2, 3) for b in (1, 2, 3) for c in (1, 2, 3)]
     trie, model = Trie.build(titles), Model(3, 2, 8.0)
     plain = model.logits

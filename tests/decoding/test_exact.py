@@ -28,7 +28,7 @@ def all_scores(model, user, titles, score, length_penalty=0.0):
 
 
 def check(beams, trie, model, titles, top, score, length_penalty=0.0):
-    """Beams are the best of all titles, with their scores; only of equal ones (to 1e-9) it does not matter which."""
+    """The beams are the best titles with their scores. Titles whose scores are equal (to 1e-9) may replace each other."""
     paths = path_of_leaves(trie)
     for user in range(len(model.prompt)):
         expected = all_scores(model, user, titles, score, length_penalty)
@@ -57,7 +57,7 @@ def test_the_best_of_all_titles(titles, score, seed, top, width, length_penalty,
 @settings(deadline=None, max_examples=20)
 @given(DENSE, SCORE, st.integers(0, 2**31), st.integers(1, 20), st.sampled_from([0.0, 1.0, -0.5]))
 def test_as_beam_search_with_beams_for_all(titles, score, seed, top, length_penalty):
-    """The same leaves and scores, one token at a time or many."""
+    """It finds the same leaves and scores, with one token a pass and with many."""
     trie, model = Trie.build(titles), Model(seed, users=4)
     every = beam_search(Scorer(model), trie, 50, score=score, length_penalty=length_penalty)
     for width in (1, 50):
@@ -69,7 +69,7 @@ def test_as_beam_search_with_beams_for_all(titles, score, seed, top, length_pena
 @pytest.mark.parametrize("score", ["full", "trie"])
 @pytest.mark.parametrize("width", [1, 2, 7, 100])
 def test_of_equal_titles_the_first_leaves_stay(score, width):
-    """With equal logits all titles tie, and their nodes come in whatever order."""
+    """With equal logits all titles tie, so their order is free."""
     model = Model(0, users=2)
     model.head.zero_()
     trie = Trie.build(MEDIUM[::-1])
@@ -91,7 +91,7 @@ def test_an_open_node_that_ties_with_the_last_title_is_left_alone_behind_it():
 @pytest.mark.parametrize("score", ["full", "trie"])
 @pytest.mark.parametrize("top", [1, 4, 20])
 def test_asks_no_more_than_any_search_that_is_sure(score, top):
-    """One at a time, exactly the nodes are expanded whose bound lies above the last title's score."""
+    """With one token a pass, the search expands exactly the nodes whose bound is above the score of the last title found."""
     titles = BUSHY + [[4, 5, 6, 5, END], [4, END], [1, 1, END], [5, 1, 1, 1, END], [6, 6, END], [6, 5, 1, END], [6, 5, 2, END]]
     trie, prefixes = Trie.build(titles), {tuple(title[:at]) for title in titles for at in range(1, len(title))}
     for seed in range(5):
@@ -134,7 +134,7 @@ def test_stops_early_on_a_sure_model(score):
 
 
 class Lookup(Recurrent):
-    """A model that knows its logits by prefix; the prefix is the state, as a number to base 16."""
+    """A model with a table of logits for each prefix. Its state is the prefix as a number to base 16."""
 
     def __init__(self, chances, vocabulary):
         super().__init__()
@@ -153,7 +153,7 @@ class Lookup(Recurrent):
 
 
 def test_finds_what_a_beam_of_ten_misses():
-    """Ten beginnings that lead nowhere are likelier than that of the best title."""
+    """Ten first tokens without a good title are more likely than the first token of the best title."""
     titles = [[first, second, END] for first in range(1, 12) for second in (1, 2)]
     chances = {0.0: {**{first: 0.09 for first in range(1, 11)}, 11: 0.05}, 11.0: {1: 0.9, 2: 0.05}}
     chances |= {float(first): {1: 0.01, 2: 0.01} for first in range(1, 11)}
@@ -192,7 +192,7 @@ def test_a_tail_takes_one_pass(score):
 
 @pytest.mark.parametrize("length_penalty", [1.0, -1.0])
 def test_the_bound_knows_the_lengths_below_a_node(length_penalty):
-    """A far longer (or shorter) title elsewhere does not loosen the bound of others."""
+    """A much longer or shorter title below another node does not change the bound of this node."""
     near = [title[:3] + [END] for title in DEEP] + [[4, 1, END], [4, 2, END]]
     far = [[5] + [6] * 60 + [END], [5, 1, END]]
     asked = []

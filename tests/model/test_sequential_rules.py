@@ -1,9 +1,11 @@
-"""SequentialRules against plain Python loops, and where there is little or nothing to count."""
+"""SequentialRules against plain Python loops, and on data with few rows or none."""
 
 import numpy as np
 import pytest
-import torch
-from helpers_counted import assert_runs_on_little_data, counted_rows, interaction_of, model_of
+from helpers_counted import (
+    assert_batch_equals_rows, assert_no_rows_no_scores, assert_predict_equals_full_ranking, assert_runs_on_little_data,
+    assert_scores_equal, assert_unseen_items_score_0, counted_rows, interaction_of, model_of,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,21 +42,12 @@ def plain_scores(rows, n_items, history, options):
     "recency_decay": st.sampled_from([0.0, 0.8, 1.0]), "repeat_weight": st.sampled_from([0.0, 0.3, 1.0]),
 }))
 def test_scores_are_those_of_plain_loops(drawn, options):
-    n_items, rows, histories = drawn
-    model = model_of(SequentialRules, rows, n_items, options)
-    expected = [plain_scores(rows, n_items, history, options) for history in histories]
-    scores = model.full_sort_predict(interaction_of(histories))
-    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
-    assert scores.dtype == torch.float32
+    assert_scores_equal(SequentialRules, drawn, options, plain_scores)
 
 
 @given(counted_rows())
 def test_a_batch_is_scored_as_its_rows_are(drawn):
-    n_items, rows, histories = drawn
-    model = model_of(SequentialRules, rows, n_items, OPTIONS)
-    together = model.full_sort_predict(interaction_of(histories))
-    for number, history in enumerate(histories):
-        assert torch.equal(together[number], model.full_sort_predict(interaction_of([history]))[0])
+    assert_batch_equals_rows(SequentialRules, drawn, OPTIONS)
 
 
 def test_a_table_by_hand():
@@ -67,10 +60,7 @@ def test_a_table_by_hand():
 
 
 def test_the_score_of_one_item(build):
-    _, model, (*_, test_data) = build("SequentialRules")
-    batch = next(iter(test_data))[0]
-    everything = model.full_sort_predict(batch)
-    assert torch.equal(model.predict(batch), everything[torch.arange(len(batch)), batch["item_id"]])
+    assert_predict_equals_full_ranking(build("SequentialRules"))
 
 
 def test_the_table_is_sparse():
@@ -88,14 +78,12 @@ def test_one_item_one_user_and_histories_of_one_item(tmp_path, items, users, len
 
 
 def test_without_rows_every_score_is_0():
-    model = model_of(SequentialRules, [], 5, OPTIONS)
-    assert model.transitions.table.nnz == 0 and not model.full_sort_predict(interaction_of([[1, 2], [3]])).any()
+    model = assert_no_rows_no_scores(SequentialRules, OPTIONS)
+    assert model.transitions.table.nnz == 0
 
 
 def test_an_item_without_training_rows_has_the_score_0():
-    model = model_of(SequentialRules, [([1], 2, 0, 0)], 5, OPTIONS)
-    scores = model.full_sort_predict(interaction_of([[1, 3], [4]]))
-    assert scores[0].tolist()[3:] == [0, 0] and scores[0, 2] > 0 and not scores[1].any() and scores.isfinite().all()
+    assert_unseen_items_score_0(SequentialRules, OPTIONS)
 
 
 def test_other_training_rows_are_refused(trained, tiny_data):

@@ -7,6 +7,7 @@ import pytest
 import recbole_flr
 import torch
 from conftest import TINY
+from helpers_training import only_run
 from recbole.data.dataloader import TrainDataLoader
 
 from recbole_flr.errors import ConfigError
@@ -19,11 +20,6 @@ from recbole_flr.training import checkpoint
 def run(data, saved=True, **given):
     options = {**TINY, "data_path": str(data), **given}
     return recbole_flr.run_recbole_flr("SequentialRules", "tiny", config_dict=options, saved=saved)
-
-
-def only_run():
-    found, = Path("saved").iterdir()
-    return found
 
 
 def test_no_batch_is_read_and_the_run_is_whole(tiny_data, monkeypatch):
