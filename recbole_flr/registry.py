@@ -56,8 +56,10 @@ def get_model(name):
     if name in MODELS:
         return with_contract(getattr(import_module(MODELS[name].module), name))
     try:
-        with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled()):  # RecBole's SINE turns it on for the whole process,
-            found = recbole.utils.get_model(name)  # which makes the training of all models much slower
+        # RecBole's SINE is imported with every sequential model. It turns anomaly detection on for the whole process, which makes
+        # the training of all models much slower. Here it is put back as it was.
+        with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled()):
+            found = recbole.utils.get_model(name)
     except (ValueError, AttributeError, ImportError) as error:  # RecBole looks last into a module that needs lightgbm
         if name in model_names():
             raise ConfigError(f"model: {name} cannot be loaded ({error}); install what it needs") from error

@@ -69,3 +69,13 @@ def test_recboles_trainers_get_safe_checkpoints(name):
     found = with_safe_checkpoints(recboles)
     assert issubclass(found, SafeCheckpoints) and issubclass(found, recboles) and issubclass(found, Trainer)
     assert found is with_safe_checkpoints(recboles)
+
+
+def test_recboles_models_do_not_slow_down_the_process(monkeypatch):
+    """SINE turns on torch's anomaly detection when it is imported; a model's class comes without that."""
+    for name in list(sys.modules):
+        if name.startswith("recbole.model.sequential_recommender"):
+            monkeypatch.delitem(sys.modules, name)
+    assert not torch.is_anomaly_enabled()
+    get_model("SASRec")
+    assert "recbole.model.sequential_recommender.sine" in sys.modules and not torch.is_anomaly_enabled()
