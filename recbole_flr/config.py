@@ -202,6 +202,10 @@ class Config(recbole.config.Config):
                 raise ConfigError(f"{name}: found {given[name]!r}; RecBole would read and write pickles for it, "
                                   "which recbole_flr never does; leave it out")
 
+    def decide(self, name, value):
+        """Set an option that a run chooses itself, also for those who go on from the run."""
+        self[name] = self.external_config_dict[name] = self._snapshot[name] = value
+
     def snapshot(self):
         """Copy all options as plain values; ``Config(config_dict=...)`` makes the same configuration from them."""
         return copy.deepcopy(self._snapshot)

@@ -31,8 +31,16 @@ def _set_up(config):
     logger.info(dataset, extra=FILE_ONLY)
     rows = ", ".join(f"{len(loader._dataset.inter_feat)} {part}" for part, loader in zip(("train", "valid", "test"), loaders))
     logger.info(f"Data: {dataset.user_num - 1} users, {dataset.item_num - 1} items, rows: {rows}.")
+
+    def build_model(config):
+        return registry.get_model(config["model"])(config, loaders[0]._dataset).to(config["device"])
+
+    if config["num_factors"] == "auto":
+        from recbole_flr.factor_choice import choose_num_factors
+
+        choose_num_factors(config, loaders, build_model, build_trainer)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model = registry.get_model(config["model"])(config, loaders[0]._dataset).to(config["device"])
+    model = build_model(config)
     logger.info(model, extra=FILE_ONLY)
     logger.info(f"Model: {sum(p.numel() for p in model.parameters() if p.requires_grad):,} trained parameters.")
     return dataset, loaders, model

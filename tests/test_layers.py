@@ -16,7 +16,7 @@ LAYERS = [  # from the command line down to what all share
     ["command"],
     ["recommendation"],
     ["quick_start"],
-    ["training.staged"],
+    ["factor_choice", "training.staged"],
     ["trainer"],
     ["result", "evaluation", "console"],
     ["config"],

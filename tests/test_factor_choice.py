@@ -1,0 +1,48 @@
+"""`num_factors: auto` chooses by validation, and the run that follows is that of the chosen number."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TINY_OPTIONS
+
+import recbole_flr
+from recbole_flr import factor_choice
+from recbole_flr.quick_start import run_recbole_flr
+
+
+def test_the_run_equals_one_with_the_chosen_number(trained, session_data, monkeypatch):
+    monkeypatch.setattr(factor_choice, "CHOICES", (1, 2))
+    folder, result = trained("FLRMix", num_factors="auto", auto_epochs=1, state="INFO")
+    chosen = json.loads((folder / "run.json").read_text())["num_factors"]
+    log = next(Path("log").rglob("*.log")).read_text(encoding="utf-8")
+    alone = {number: run_recbole_flr("FLRMix", "tiny", config_dict={
+        **TINY_OPTIONS["FLRMix"], "data_path": str(session_data), "num_factors": number, "epochs": 1}, saved=False)
+        for number in (1, 2)}
+    scores = {number: run["best_valid_score"] for number, run in alone.items()}
+    assert chosen == max((1, 2), key=scores.get)
+    assert f"{chosen} is the best by validation" in log and all(f"{score:.4f}" in log for score in scores.values())
+    options = {**TINY_OPTIONS["FLRMix"], "data_path": str(session_data), "num_factors": chosen}
+    assert run_recbole_flr("FLRMix", "tiny", config_dict=options) == result
+
+
+def test_the_trials_leave_no_files(trained, monkeypatch):
+    monkeypatch.setattr(factor_choice, "CHOICES", (1, 2))
+    trained("FLRMix", num_factors="auto", auto_epochs=1, state="INFO")
+    assert len(list(Path("saved").iterdir())) == 1
+
+
+def test_flr_has_it_too(session_data, monkeypatch):
+    monkeypatch.setattr(factor_choice, "CHOICES", (1, 2))
+    options = {**TINY_OPTIONS["FLR"], "data_path": str(session_data), "num_factors": "auto", "auto_epochs": 1, "epochs": 1,
+               "warmup_epochs": 1}
+    run_recbole_flr("FLR", "tiny", config_dict=options)
+    folder, = Path("saved").iterdir()
+    assert json.loads((folder / "run.json").read_text())["num_factors"] in (1, 2)
+    assert len(recbole_flr.recommend(folder, ["Robot"])["factors"]) in (1, 2)
+
+
+@pytest.mark.parametrize("value", ["many", 0, 1.5])
+def test_other_values_are_refused(value):
+    with pytest.raises(recbole_flr.errors.ConfigError, match="num_factors"):
+        run_recbole_flr("FLRMix", "tiny", config_dict={"num_factors": value})
