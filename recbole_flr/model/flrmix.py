@@ -86,7 +86,8 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
              "weighting": "harmonic", "score_weighting": "same", "order_decay": config["order_decay"],
              "backward_weight": config["neighbor_backward_weight"]},
         )
-        weights = {name: config[f"{name}_weight"] for name in self.memory.tables} | {REPEAT: config["repeat_weight"]}
+        starts = {"transitions": config["transitions_weight"], "neighbors": config["neighbors_weight"]}
+        weights = {name: starts[name] for name in self.memory.tables} | {REPEAT: config["repeat_weight"]}
         self.weight_names, self.fits_weights = list(weights), config["fit_weights"]
         self.register_buffer("blend_weights", torch.tensor(list(weights.values()), dtype=torch.float64))
         self.cutoff = max(config["topk"])
