@@ -104,6 +104,10 @@ def recommend_main(arguments=None):
         return 0
     for rank, item in enumerate(answer["items"], 1):
         print(f"{rank:3d}  {item['score']:9.4f}  {item['title']}  [{item['item']}]")
+        if "parts" in item:
+            print("     score: " + ", ".join(f"{name} {value:.3f}" for name, value in item["parts"].items()))
+        if item.get("after"):
+            print("     after: " + ", ".join(f"{entry['title']} ({entry['share']:.0%})" for entry in item["after"]))
     for number, factor in enumerate(answer["factors"], 1):
         print(f"factor {number}: weight {factor['weight']:.3f}, looked at")
         for entry in factor["history"]:

@@ -54,6 +54,8 @@ class Recommender:
     Attributes:
         weights_depend_on_item_ids: whether a weight belongs to an item id, as in an item embedding. Such a model refuses to
             load when the data set's items have changed. A model that reads and writes titles sets this to False.
+        takes_more_items: whether a checkpoint also fits a catalogue that has more items behind those it was trained on. Such a
+            model overrides `adapt_weights`, and refuses any other change of the items in `load_other_parameter`.
         needs_training: whether the model has a loss and weights to train. A model that its constructor counts from the training
             rows sets this to False. It is validated and saved once, without a step of an optimizer.
         stages: subclasses of :class:`recbole_flr.training.stage.Stage` in the order in which they run. If there are none,
@@ -63,6 +65,7 @@ class Recommender:
     """
 
     weights_depend_on_item_ids = True
+    takes_more_items = False
     needs_training = True
     stages = ()
     catalog = None
@@ -74,6 +77,10 @@ class Recommender:
 
     def save_files(self, folder):
         """Write what is needed beside the weights to build the model again, such as a tokenizer."""
+
+    def adapt_weights(self, state):
+        """Weights of a checkpoint, name -> tensor, changed so that they fit the model's catalogue."""
+        return state
 
     def keep_saving(self, names):
         """A checkpoint brought values for some of `unsaved_parameters`: later checkpoints must hold these too."""

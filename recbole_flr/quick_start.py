@@ -218,7 +218,8 @@ def _load_weights(model, path, config):
     """
     file = path if str(path).endswith(".safetensors") else checkpoint.run_folder(path) / checkpoint.BEST
     tensors, meta = checkpoint.read(file)
-    checkpoint.check_data(meta, config["data_fingerprint"], strict=model.weights_depend_on_item_ids)
+    strict = model.weights_depend_on_item_ids and not model.takes_more_items
+    checkpoint.check_data(meta, config["data_fingerprint"], strict)
     checkpoint.unpack_model(model, tensors, meta)
 
 

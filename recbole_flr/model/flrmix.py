@@ -7,6 +7,7 @@
 Shapes: B batch, L places of a history (right-padded with item 0), K factors, G thoughts of a history, D width, n items.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from recbole.utils import InputType
 
 from recbole_flr.contracts import LossPart, TargetScores, Thinker, total_loss
 from recbole_flr.data.catalog import Catalog
-from recbole_flr.errors import ConfigError, DataError
+from recbole_flr.errors import CheckpointError, ConfigError, DataError
 from recbole_flr.model.blend import REPEAT, Candidates, blend, search
 from recbole_flr.model.counted import OnTrainingRows, TrainingRows
 from recbole_flr.model.factors import REGULARISERS, FactorState, FactorStep, gate_balance, sparsity
@@ -56,6 +57,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
 
     input_type = InputType.POINTWISE
     stages = (MixtureTraining, LatentGRPO)
+    takes_more_items = True
     _encoder_is_frozen = False
 
     def __init__(self, config, dataset):
@@ -67,11 +69,12 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
             raise ConfigError(f"hidden_size: found {width}, expected an even multiple of n_heads = {heads}")
         rows = TrainingRows.of(dataset, self.ITEM_SEQ)
         self.remember_rows(rows)
+        self.item_names = [str(name) for name in dataset.field2id_token[self.ITEM_ID]]
         known = np.zeros(self.n_items, dtype=bool)
         known[rows.histories], known[rows.targets] = True, True
         self.encoder = ItemEncoder(width, config["n_layers"], heads, config["dropout"], self.max_seq_length)
         self.vectors = ItemVectors(
-            self.n_items, width, config["use_ids"], self._text_vectors(config, dataset), torch.from_numpy(known)
+            self.n_items, width, config["use_ids"], self._text_vectors(config, dataset, known), torch.from_numpy(known)
         )
         self.head = MixtureHead(width, config["dropout"], config["mixture"])
         self.reasoner = Reasoner(
@@ -95,7 +98,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         torch.nn.init.normal_(self.reasoner.step.attention.queries)
         torch.nn.init.normal_(self.reasoner.initial, std=0.02)
 
-    def _text_vectors(self, config, dataset):
+    def _text_vectors(self, config, dataset, known):
         """[n, T] vectors of the items' texts; None if they are switched off, or if the data set has no titles."""
         kind = config["item_text"]
         if kind == "none":
@@ -108,7 +111,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
             self.logger.warning(f"item_text: the items have no titles, so the model works without text ({error})")
             return None
         if kind == "words":
-            return word_vectors(self.catalog.titles, WORD_SIZE, config["seed"])
+            return word_vectors(self.catalog.titles, WORD_SIZE, config["seed"], known)
         name = kind.strip("/").replace("/", "--").replace("\\", "--")
         path = f"{config['data_path']}/{config['dataset']}.{name}.safetensors"
         return stored_vectors(path, self.catalog.titles, kind, config["device"])
@@ -239,6 +242,34 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         self.blend_weights.copy_(torch.tensor(list(weights.values())))
         self.logger.info("Weights of the ranking: " + ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items()))
 
+    # checkpoints
+
+    def other_parameter(self):
+        """What a checkpoint keeps beside the weights."""
+        return {**super().other_parameter(), "items": [len(self.item_names), _digest(self.item_names)]}
+
+    def adapt_weights(self, state):
+        """Items that were added after the training get no id vector; they are ranked by their text."""
+        weights = state.get("vectors.ids.weight")
+        if weights is None or len(weights) >= self.n_items:
+            return state
+        return {**state, "vectors.ids.weight": torch.nn.functional.pad(weights, (0, 0, 0, self.n_items - len(weights)))}
+
+    def load_other_parameter(self, para):
+        """Compare training rows and items with those of a checkpoint. Items may have been added behind the old ones.
+
+        Raises:
+            CheckpointError: if other things have changed.
+        """
+        if para:
+            count, digest = para["items"]
+            if _digest(self.item_names[:count]) != digest:
+                raise CheckpointError("the items of the data set are not those that the run was trained on (items may be added "
+                                      "at the end of the .item file only); put the old files back, or train anew")
+        super().load_other_parameter(para)
+
+    # explanations
+
     def explain(self, interaction):
         """See :meth:`recbole_flr.contracts.Recommender.explain`."""
         context = self.read_context(interaction)
@@ -267,6 +298,11 @@ def _table_names(given):
     if set(names) - set(TABLES):
         raise ConfigError(f"memory: found {given!r}, expected a list of {', '.join(TABLES)}, or null")
     return [name for name in TABLES if name in names]
+
+
+def _digest(names):
+    """sha256 of a list of names, as text."""
+    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _initialise(module):

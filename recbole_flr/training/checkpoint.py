@@ -268,6 +268,7 @@ def unpack_model(model, tensors, meta):
         CheckpointError: if names or shapes do not fit.
     """
     state = {name[len("model."):]: value for name, value in tensors.items() if name.startswith("model.")}
+    state = model.adapt_weights(state)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:

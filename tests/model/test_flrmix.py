@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from helpers_counted import assert_runs_on_little_data
 from recbole.data.interaction import Interaction
 
 import recbole_flr
+from recbole_flr.command import recommend_main
 from recbole_flr.errors import CheckpointError, ConfigError
 from recbole_flr.model.blend import REPEAT
 
@@ -154,6 +156,37 @@ def test_a_cold_item_is_ranked_by_its_text(tmp_path, monkeypatch):
     assert {item["item"] for item in answer["items"]} == {"i1", "cold"}
 
 
+def test_an_item_that_was_added_after_the_training(trained, session_data, tmp_path):
+    """Its text is that of an item which the run knows. So it is ranked beside that item; all others keep their scores."""
+    folder, _ = trained("FLRMix", **ALONE, use_ids=False, item_text="words")
+    before = recbole_flr.recommend(folder, ["Robot"], k=20)["items"]
+    data = tmp_path / "more"
+    shutil.copytree(session_data, data)
+    with open(data / "tiny" / "tiny.item", "a", encoding="utf-8") as file:
+        file.write("added\tRobot Wars\n")
+    after = recbole_flr.recommend(folder, ["Robot"], k=21, config_dict={"data_path": str(data)})["items"]
+    assert {item["item"] for item in after} - {item["item"] for item in before} == {"added"}
+    names = [item["item"] for item in after]
+    assert abs(names.index("added") - names.index("i1")) == 1
+    assert [item["title"] for item in after if item["item"] != "added"] == [item["title"] for item in before]
+
+
+def test_an_added_item_has_no_id_vector_and_is_known_by_its_text(trained, session_data, tmp_path):
+    folder, _ = trained("FLRMix")
+    data = tmp_path / "more"
+    shutil.copytree(session_data, data)
+    with open(data / "tiny" / "tiny.item", "a", encoding="utf-8") as file:
+        file.write("added\tRobot Wars\n")
+    _, old, *_ = recbole_flr.load_data_and_model(folder)
+    _, model, dataset, *_ = recbole_flr.load_data_and_model(folder, {"data_path": str(data)})
+    number = dataset.field2token_id["item_id"]["added"]
+    assert number == old.n_items and not model.vectors.known[number]
+    assert torch.equal(model.vectors.ids.weight[:number], old.vectors.ids.weight)
+    torch.testing.assert_close(model.vectors()[:number], old.vectors())  # nothing else has changed
+    torch.testing.assert_close(model.vectors()[number], model.vectors.project(model.vectors.texts[number]))
+    assert model.vectors.texts[number].any()
+
+
 def test_recommend_says_where_a_score_comes_from(trained):
     folder, _ = trained("FLRMix")
     answer = recbole_flr.recommend(folder, ["Robot", "Robot Wars"], k=4)
@@ -165,6 +198,13 @@ def test_recommend_says_where_a_score_comes_from(trained):
         assert {entry["item"] for entry in item["after"]} <= {"i0", "i1"}
         assert not item["after"] or sum(entry["share"] for entry in item["after"]) == pytest.approx(1, abs=1e-5)
     assert any(item["after"] for item in answer["items"])
+
+
+def test_the_command_prints_where_a_score_comes_from(trained, capsys):
+    folder, _ = trained("FLRMix")
+    assert recommend_main(["--checkpoint", str(folder), "--history", "Robot", "--k", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("score: mixture -") == 3 and "after: Robot (100%)" in printed and "factor 3: weight" in printed
 
 
 def test_a_run_that_was_cut_short_goes_on_to_the_same_result(trained, session_data, monkeypatch):

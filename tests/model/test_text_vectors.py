@@ -29,6 +29,13 @@ def test_words():
     torch.testing.assert_close(vectors, word_vectors(TEXTS, 4, seed=0))
 
 
+def test_a_text_that_is_added_later_leaves_the_others_as_they_are():
+    known = np.array([False, *[True] * (len(TEXTS) - 1)])
+    more = word_vectors([*TEXTS, "Blue Robot from Mars"], 4, 0, np.append(known, False))
+    torch.testing.assert_close(more[:-1], word_vectors(TEXTS, 4, 0, known))
+    assert more[-1] @ more[1] > 0
+
+
 @pytest.mark.parametrize("texts", [["", ""], ["", "🎲", "!"], ["", "one"], ["", "one", "one"], ["", "one", "two"]])
 def test_words_of_little_text(texts):
     vectors = word_vectors(texts, 4, seed=0)
