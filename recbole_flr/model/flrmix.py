@@ -91,7 +91,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         )
         starts = {"transitions": config["transitions_weight"], "neighbors": config["neighbors_weight"]}
         weights = {name: starts[name] for name in self.memory.tables} | {REPEAT: config["repeat_weight"]}
-        self.weight_names, self.fits_weights = list(weights), config["fit_weights"]
+        self.start_weights, self.fits_weights = weights, config["fit_weights"]
         self.register_buffer("blend_weights", torch.tensor(list(weights.values()), dtype=torch.float64))
         self.cutoff = max(config["topk"])
         self.apply(_initialise)
@@ -215,7 +215,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
 
     def ranking_weights(self):
         """Weights of the tables and of `repeat`: name -> float. The weight of log p(i) is 1."""
-        return dict(zip(self.weight_names, self.blend_weights.tolist()))
+        return dict(zip(self.start_weights, self.blend_weights.tolist()))
 
     def full_sort_predict(self, interaction):
         """Scores of all items: [B, n]; -inf for the padding."""
@@ -227,7 +227,11 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
 
     @torch.no_grad()
     def before_validation(self, valid_data):
-        """Choose the weights of the ranking on validation rows: :func:`recbole_flr.model.blend.search`."""
+        """Choose the weights of the ranking on validation rows: :func:`recbole_flr.model.blend.search`.
+
+        Each search starts from the weights that were given. A search from the weights of the last validation would go on fitting
+        the same few rows, epoch after epoch.
+        """
         if not self.fits_weights:
             return
         self.eval()
@@ -238,7 +242,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
             rows += len(interaction)
             if rows >= MOST_ROWS:
                 break
-        weights, _ = search(Candidates.joined(found), self.ranking_weights(), self.cutoff)
+        weights, _ = search(Candidates.joined(found), self.start_weights, self.cutoff)
         self.blend_weights.copy_(torch.tensor(list(weights.values())))
         self.logger.info("Weights of the ranking: " + ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items()))
 
