@@ -95,7 +95,8 @@ class Recommender:
         return self.full_sort_predict(interaction).view(len(interaction), -1)
 
     def before_validation(self, valid_data):
-        """Called before each validation. A model may choose on the validation rows what it does not learn from training rows.
+        """Called before each validation of a model with stages. The model may choose on the validation rows what it does not learn
+        from training rows.
 
         Args:
             valid_data: RecBole's loader of the validation rows.
@@ -110,7 +111,7 @@ class Recommender:
 
         Returns:
             list with a dict for each item: `parts`, name -> summand of the score; and if the model has a memory, `voters` [L]: the
-            share of each place of the history in what the memory says (rows sum to 1, or 0 if it says nothing).
+            share of each place of the history in the votes of the table `transitions` (they sum to 1, or to 0 without votes).
         """
         return None
 

@@ -12,11 +12,20 @@ CHOICES = (1, 2, 4, 8)
 AUTO = "auto"
 
 
+class Silent:
+    """Stands in for tensorboard's writer and writes nothing."""
+
+    def add_scalar(self, *args, **kwargs):
+        """Does nothing."""
+
+    add_hparams = add_scalar
+
+
 def choose_num_factors(config, loaders, build_model, build_trainer):
     """Set the option `num_factors` to the best of CHOICES. Does nothing if the option is not `auto`.
 
-    Each number gets a model of its own, the same seed, and `auto_epochs` epochs of the first validated stage. Nothing is saved. Of
-    equal results the smaller number is kept. The random numbers of the run that follows are those of a run with the chosen number.
+    Each number gets a model of its own, the same seed, and `auto_epochs` epochs of the first validated stage (FLR with the compact
+    backbone: after its whole warm-up). No weights are saved. Of equal results the smaller number is kept. The random numbers of the run that follows are those of a run with the chosen number.
 
     Args:
         config: the run's; its option `num_factors` is set.
@@ -39,8 +48,11 @@ def choose_num_factors(config, loaders, build_model, build_trainer):
         model = build_model(trial)
         trial["stages"] = next(stage.name for stage in model.stages if stage.validated)
         trainer = build_trainer(trial, model)
+        trainer.tensorboard.close()
+        trainer.tensorboard = Silent()  # the curves are those of the run that follows
         scores[number], _ = trainer.fit(train_data, valid_data, verbose=False, saved=False)
         seconds[number] = sum(record["seconds"] for record in trainer.records.values())
+        del model, trainer  # before the next ones are built
     train_data.generator.set_state(state)
     best = (max if config["valid_metric_bigger"] else min)(CHOICES, key=scores.get)
     rows = [[f"{number} (kept)" if number == best else number, scores[number], duration(seconds[number])] for number in CHOICES]

@@ -16,8 +16,13 @@ from recbole_flr.trainer import with_safe_checkpoints
 from recbole_flr.training import checkpoint
 
 
-def _set_up(config):
-    """Config -> dataset, the three loaders, the model. The one place where a run is put together."""
+def _set_up(config, trained=False):
+    """Config -> dataset, the three loaders, the model. The one place where a run is put together.
+
+    With `trained` the model will get the weights of a run.
+    """
+    if trained and config["num_factors"] == "auto":
+        raise ConfigError("num_factors: found auto, expected the number of the run whose weights are loaded; leave num_factors out")
     init_seed(config["seed"], config["reproducibility"])
     open_log(config)
     logger = getLogger()
@@ -38,7 +43,7 @@ def _set_up(config):
     if config["num_factors"] == "auto":
         from recbole_flr.factor_choice import choose_num_factors
 
-        choose_num_factors(config, loaders, build_model, build_trainer)
+        choose_num_factors(config, loaders, build_model, lambda config, model: _trainer(config, model, dataset))
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model = build_model(config)
     logger.info(model, extra=FILE_ONLY)
@@ -142,7 +147,7 @@ def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict
             model, dataset, options = _options_of_run(name, model, dataset, config_file_list, options)
             break
     config = Config(model, dataset, config_file_list, options)
-    dataset, loaders, model = _set_up(config)
+    dataset, loaders, model = _set_up(config, bool(config["checkpoint"] or config["resume"]))
     train_data, valid_data, test_data = loaders
     if config["checkpoint"] and not config["resume"]:
         _load_weights(model, config["checkpoint"], config)
@@ -241,6 +246,6 @@ def load_data_and_model(model_file, config_dict=None):
     options.update(_tokenizer(model_file))
     options.update(config_dict or {})
     config = Config(options.pop("model"), options.pop("dataset"), config_dict=options)
-    dataset, loaders, model = _set_up(config)
+    dataset, loaders, model = _set_up(config, trained=True)
     _load_weights(model, model_file, config)
     return (config, model.eval(), dataset, *loaders)

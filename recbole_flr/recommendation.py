@@ -51,11 +51,11 @@ def recommend(checkpoint, history, k=10, config_dict=None):
         config_dict: options to change when loading.
 
     Returns:
-        dict with ``items``: [{item, title, score}], best first, where score is the title's log-probability (RecBole's models:
-        their score), and ``factors``: [{weight, history: [{item, title, attention}]}], one for each factor of the last
+        dict with ``items``: [{item, title, score}], best first, where score is the title's log-probability (models that write no
+        title: their score), and ``factors``: [{weight, history: [{item, title, attention}]}], one for each factor of the last
         refinement (empty for models without a thought). If the model can say where a score comes from (FLRMix), an item also has
-        ``parts``: {name: summand of the score}, and ``after``: [{item, title, share}], the items of the history after which the
-        training users chose it.
+        ``parts``: {name: summand of the score}, and ``after``: [{item, title, share}], the items of the history near which it stood
+        in the training rows.
 
     Raises:
         DataError: for an empty history or an unknown item.

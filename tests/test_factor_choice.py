@@ -46,3 +46,18 @@ def test_flr_has_it_too(session_data, monkeypatch):
 def test_other_values_are_refused(value):
     with pytest.raises(recbole_flr.errors.ConfigError, match="num_factors"):
         run_recbole_flr("FLRMix", "tiny", config_dict={"num_factors": value})
+
+
+def test_it_is_refused_where_weights_are_loaded(trained):
+    folder, _ = trained("FLRMix")
+    for call in (lambda: recbole_flr.load_data_and_model(folder, {"num_factors": "auto"}),
+                 lambda: run_recbole_flr(config_dict={"checkpoint": str(folder), "num_factors": "auto"})):
+        with pytest.raises(recbole_flr.errors.ConfigError, match="num_factors: found auto, expected the number of the run"):
+            call()
+
+
+def test_the_best_may_be_chosen_by_a_metric_of_titles(session_data, monkeypatch):
+    monkeypatch.setattr(factor_choice, "CHOICES", (1,))
+    options = {**TINY_OPTIONS["FLRMix"], "data_path": str(session_data), "num_factors": "auto", "auto_epochs": 1, "epochs": 1,
+               "valid_metric": "title_ndcg@10"}
+    assert run_recbole_flr("FLRMix", "tiny", config_dict=options, saved=False)["best_valid_score"] > 0

@@ -2,8 +2,8 @@
 
     score(i) = log p(i) + sum over tables t of w_t log(FLOOR + v_t(i)) + w_repeat [i is in the history]
 
-Cross entropy gives the memory less weight than the ranking wants (DESIGN.md section 5). So the weights are not trained. They are
-chosen by the validation metric itself, on the validation rows, by a coordinate search.
+Cross entropy gives the memory less weight than the ranking wants. So the weights are not trained. They are chosen on validation
+rows by a coordinate search for the best NDCG, at the cut-off max(topk).
 
 Shapes: B rows, C candidates of a row, P parts.
 """
@@ -24,7 +24,7 @@ class Candidates:
 
     Attributes:
         parts: name -> [B, C].
-        is_target: [B, C] bool; a row whose target is missing counts as not found.
+        is_target: [B, C] bool, one True in a row.
         valid: [B, C] bool, False for an item that stands twice among the candidates.
     """
 
@@ -62,7 +62,7 @@ class Candidates:
         """Mean NDCG@k of the blend with some weights; of equal scores the target gets the middle place."""
         scores = blend(self.parts, weights).masked_fill(~self.valid, -torch.inf)
         own = scores.masked_fill(~self.is_target, -torch.inf).amax(1, keepdim=True)
-        rank = (scores > own).sum(1) + ((scores == own).sum(1) - 1) / 2
+        rank = (~(scores < own)).sum(1) - 1 - ((scores == own).sum(1) - 1) / 2  # a score that is no number counts against it
         return torch.where(rank < k, 1 / (rank + 2).log2(), 0.0).double().mean().item()
 
 
@@ -94,11 +94,17 @@ def search(candidates, weights, k):
     for _ in range(SWEEPS):
         before = score
         for name in weights:
-            start = best[name] or (-LEAST if name == REPEAT else LEAST)
-            for value in (factor * start for factor in (*FACTORS, *(() if best[name] else (1.0,)))):
+            for value in _values(name, best[name]):
                 tried = candidates.ndcg({**best, name: value}, k)
                 if tried > score + 1e-6:
                     best, score = {**best, name: value}, tried
         if score < before + 1e-5:
             break
     return best, score
+
+
+def _values(name, present):
+    """What a search tries in place of the present weight. The weight of repeats may change its sign; the others stay above 0."""
+    start = present or LEAST
+    values = [factor * start for factor in (*FACTORS, 1.0)]
+    return values + [-value for value in values] + [LEAST] if name == REPEAT else values

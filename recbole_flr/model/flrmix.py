@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
@@ -66,7 +67,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
             raise ConfigError("use_ids: found False, and item_text none; expected at least one of them: an item needs a vector")
         width, heads = config["hidden_size"], config["n_heads"]
         if width % heads or width % 2:
-            raise ConfigError(f"hidden_size: found {width}, expected an even multiple of n_heads = {heads}")
+            raise ConfigError(f"hidden_size: found {width}, expected an even number that n_heads = {heads} divides")
         rows = TrainingRows.of(dataset, self.ITEM_SEQ)
         self.remember_rows(rows)
         self.item_names = [str(name) for name in dataset.field2id_token[self.ITEM_ID]]
@@ -91,16 +92,18 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         )
         starts = {"transitions": config["transitions_weight"], "neighbors": config["neighbors_weight"]}
         weights = {name: starts[name] for name in self.memory.tables} | {REPEAT: config["repeat_weight"]}
-        self.start_weights, self.fits_weights = weights, config["fit_weights"]
-        self.register_buffer("blend_weights", torch.tensor(list(weights.values()), dtype=torch.float64))
+        self.start_weights, self.weights, self.fits_weights = weights, dict(weights), config["fit_weights"]
         self.cutoff = max(config["topk"])
         self.apply(_initialise)
         torch.nn.init.normal_(self.reasoner.step.attention.queries)
         torch.nn.init.normal_(self.reasoner.initial, std=0.02)
 
     def _text_vectors(self, config, dataset, known):
-        """[n, T] vectors of the items' texts; None if they are switched off, or if the data set has no titles."""
-        kind = config["item_text"]
+        """[n, T] vectors of the items' texts; None if they are switched off, or if the data set has no titles.
+
+        Sets `known_titles`, the fingerprint of the titles that the weights belong to.
+        """
+        kind, self.known_titles = config["item_text"], None
         if kind == "none":
             return None
         try:
@@ -110,8 +113,9 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
                 raise
             self.logger.warning(f"item_text: the items have no titles, so the model works without text ({error})")
             return None
+        self.known_titles = _digest([self.catalog.titles[item] for item in known.nonzero()[0]])
         if kind == "words":
-            return word_vectors(self.catalog.titles, WORD_SIZE, config["seed"], known)
+            return word_vectors(self.catalog.titles, WORD_SIZE, known)
         name = kind.strip("/").replace("/", "--").replace("\\", "--")
         path = f"{config['data_path']}/{config['dataset']}.{name}.safetensors"
         return stored_vectors(path, self.catalog.titles, kind, config["device"])
@@ -155,7 +159,8 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         own_log_prob = target_log_probs(queries, log_weights, context.vectors, target)
         match = reward = None
         if greedy:
-            scores = log_probs(queries.detach(), log_weights.detach(), context.vectors)
+            with torch.no_grad():
+                scores = log_probs(queries, log_weights, context.vectors)
             better = (scores > scores.gather(2, target[:, None, None].expand(-1, group, 1))).sum(2)
             match, reward = better == 0, torch.where(better < self.cutoff, 1 / (better + 2).log2(), 0.0)
         steps = torch.ones(batch, 1, dtype=torch.bool, device=thoughts.device)
@@ -174,7 +179,8 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
 
         L_gate = gate_balance * (sum_k m_k log m_k + sharpness * mean entropy of alpha),
 
-        where m is the batch mean of alpha and the sharpness rises from 0 to 1 in the second half of the training.
+        where m is the batch mean of alpha. The sharpness rises from 0 to 1 in the second half of `epochs`; a run that stops early may
+        not get there.
         """
         values = thought.state.regularisers()
         parts = {name: LossPart(values[name], weight) for name, weight in self.loss_parts.items()}
@@ -193,7 +199,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         for module in (self.encoder, self.vectors, self.head):
             module.requires_grad_(False).eval()
             module.zero_grad(set_to_none=True)
-        self._encoder_is_frozen = True
+        self._encoder_is_frozen, self.sharpness = True, 0.0
 
     def train(self, mode=True):
         """As every module's, except that a frozen encoder stays without dropout."""
@@ -213,13 +219,9 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         repeat = torch.zeros_like(log_p).scatter(1, history, 1.0)
         return {LOG_P: log_p, **self.memory.log_votes(history), REPEAT: repeat}
 
-    def ranking_weights(self):
-        """Weights of the tables and of `repeat`: name -> float. The weight of log p(i) is 1."""
-        return dict(zip(self.start_weights, self.blend_weights.tolist()))
-
     def full_sort_predict(self, interaction):
         """Scores of all items: [B, n]; -inf for the padding."""
-        return blend(self.ranking_parts(interaction), self.ranking_weights())
+        return blend(self.ranking_parts(interaction), self.weights)
 
     def predict(self, interaction):
         """Scores of one item for each row: [B]."""
@@ -232,25 +234,26 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         Each search starts from the weights that were given. A search from the weights of the last validation would go on fitting
         the same few rows, epoch after epoch.
         """
-        if not self.fits_weights:
-            return
+        if not self.fits_weights or not isinstance(valid_data, FullSortEvalDataLoader):
+            return  # with sampled negatives a row has several items, and only one of them is its target
         self.eval()
-        found, rows = [], 0
-        for batch in valid_data:
-            interaction = batch[0].to(self.device)
+        rows = valid_data._dataset.inter_feat
+        chosen = torch.arange(len(rows))
+        if len(rows) > MOST_ROWS:  # spread over all rows, which may be sorted by time or user
+            chosen = torch.linspace(0, len(rows) - 1, MOST_ROWS).long()
+        found = []
+        for part in chosen.split(valid_data.config["eval_batch_size"]):
+            interaction = rows[part].to(self.device)
             found.append(Candidates.of(self.ranking_parts(interaction), interaction[self.POS_ITEM_ID], 10 * self.cutoff))
-            rows += len(interaction)
-            if rows >= MOST_ROWS:
-                break
-        weights, _ = search(Candidates.joined(found), self.start_weights, self.cutoff)
-        self.blend_weights.copy_(torch.tensor(list(weights.values())))
-        self.logger.info("Weights of the ranking: " + ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items()))
+        self.weights, _ = search(Candidates.joined(found), self.start_weights, self.cutoff)
+        self.logger.info("Weights of the ranking: " + ", ".join(f"{name} {weight:.3g}" for name, weight in self.weights.items()))
 
     # checkpoints
 
     def other_parameter(self):
         """What a checkpoint keeps beside the weights."""
-        return {**super().other_parameter(), "items": [len(self.item_names), _digest(self.item_names)]}
+        items = [len(self.item_names), _digest(self.item_names), self.known_titles]
+        return {**super().other_parameter(), "items": items, "weights": self.weights}
 
     def adapt_weights(self, state):
         """Items that were added after the training get no id vector; they are ranked by their text."""
@@ -260,16 +263,23 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         return {**state, "vectors.ids.weight": torch.nn.functional.pad(weights, (0, 0, 0, self.n_items - len(weights)))}
 
     def load_other_parameter(self, para):
-        """Compare training rows and items with those of a checkpoint. Items may have been added behind the old ones.
+        """Compare training rows, items and titles with those of a checkpoint, and take its weights of the ranking.
+
+        Items may have been added behind the old ones. Where `fit_weights` is off, the weights stay as the options give them.
 
         Raises:
             CheckpointError: if other things have changed.
         """
         if para:
-            count, digest = para["items"]
+            count, digest, titles = para["items"]
             if _digest(self.item_names[:count]) != digest:
                 raise CheckpointError("the items of the data set are not those that the run was trained on (items may be added "
                                       "at the end of the .item file only); put the old files back, or train anew")
+            if titles != self.known_titles:
+                raise CheckpointError("the titles of the data set, or item_text, are not those that the run was trained on; put "
+                                      "them back, or train anew")
+            if self.fits_weights:
+                self.weights.update({name: weight for name, weight in para["weights"].items() if name in self.weights})
         super().load_other_parameter(para)
 
     # explanations
@@ -282,8 +292,8 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
 
     def explain_items(self, interaction, items):
         """See :meth:`recbole_flr.contracts.Recommender.explain_items`."""
-        parts, weights = self.ranking_parts(interaction), self.ranking_weights()
-        shares = {name: weights.get(name, 1.0) * part[0, items] for name, part in parts.items()}
+        parts = self.ranking_parts(interaction)
+        shares = {name: self.weights.get(name, 1.0) * part[0, items] for name, part in parts.items()}
         answers = [{"parts": {name: float(values[number]) for name, values in shares.items()}} for number in range(len(items))]
         if "transitions" in self.memory.tables:
             voters = self.memory.tables["transitions"].voters(interaction[self.ITEM_SEQ][0].cpu().numpy(), np.asarray(items))
@@ -299,7 +309,7 @@ def _table_names(given):
         ConfigError: for a name that is no table.
     """
     names = [] if given is None else [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
-    if set(names) - set(TABLES):
+    if not all(isinstance(name, str) and name in TABLES for name in names):
         raise ConfigError(f"memory: found {given!r}, expected a list of {', '.join(TABLES)}, or null")
     return [name for name in TABLES if name in names]
 

