@@ -87,8 +87,8 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, data, last):
         for start in range(0, len(data), 50_000):
             block = data[start:start + 50_000]
+            self.server.sent[-1] += len(block)  # before it is sent: the client may end its test right after it
             self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block) if self.server.chunked else block)
-            self.server.sent[-1] += len(block)
             self.server.appeared |= bool(self.server.watched) and self.server.watched.exists()
         if last and self.server.chunked:
             self.wfile.write(b"0\r\n\r\n")
