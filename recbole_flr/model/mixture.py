@@ -106,6 +106,7 @@ def target_log_probs(queries, log_weights, vectors, target):
     Returns:
         [B, ...].
     """
-    wanted = vectors[target].view(len(target), *[1] * (queries.dim() - 2), -1)
-    own = (queries * wanted).sum(-1)
-    return (own - (queries @ vectors[1:].T).logsumexp(-1) + log_weights).logsumexp(-1)
+    logits = queries @ vectors[1:].T
+    wanted = (target - 1).view(len(target), *[1] * (queries.dim() - 2)).expand(queries.shape[:-1])
+    own = -nn.functional.cross_entropy(logits.flatten(0, -2), wanted.flatten(), reduction="none")
+    return (own.view_as(wanted) + log_weights).logsumexp(-1)
