@@ -25,7 +25,8 @@ def choose_num_factors(config, loaders, build_model, build_trainer):
     """Set the option `num_factors` to the best of CHOICES. Does nothing if the option is not `auto`.
 
     Each number gets a model of its own, the same seed, and `auto_epochs` epochs of the first validated stage (FLR with the compact
-    backbone: after its whole warm-up). No weights are saved. Of equal results the smaller number is kept. The random numbers of the run that follows are those of a run with the chosen number.
+    backbone: after its whole warm-up). No weights are saved. Of equal results the smaller number is kept. The run that follows draws
+    the random numbers of a run with the chosen number.
 
     Args:
         config: the run's; its option `num_factors` is set.

@@ -79,8 +79,8 @@ def blend(parts, weights):
 def search(candidates, weights, k):
     """Weights that rank the targets of some rows best.
 
-    Each weight in turn is multiplied by each of FACTORS. The best value is kept. This is repeated until nothing improves, at most
-    SWEEPS times.
+    Each weight in turn is multiplied by each of FACTORS (that of repeats also by minus these). The best value is kept. This is
+    repeated until nothing improves, at most SWEEPS times.
 
     Args:
         candidates: :class:`Candidates` of the rows.
@@ -104,7 +104,6 @@ def search(candidates, weights, k):
 
 
 def _values(name, present):
-    """What a search tries in place of the present weight. The weight of repeats may change its sign; the others stay above 0."""
-    start = present or LEAST
-    values = [factor * start for factor in (*FACTORS, 1.0)]
-    return values + [-value for value in values] + [LEAST] if name == REPEAT else values
+    """What a search tries in place of the present weight. The weight of repeats may change its sign; the others are never below 0."""
+    values = [factor * (present or LEAST) for factor in (*FACTORS, 1.0)]
+    return values + [-value for value in values] if name == REPEAT else values

@@ -154,17 +154,14 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         visible = torch.cat([context.mask.unsqueeze(1).expand(-1, group, -1), own], dim=2)
         positions = context.length.unsqueeze(1).expand(-1, group)
         states, _ = self.encoder(thoughts, visible, positions, context.cache)
-        queries, log_weights = zip(*(self.head.queries(state, context.state) for state in states.unbind(1)))
-        queries, log_weights = torch.stack(queries, dim=1), torch.stack(log_weights, dim=1)
-        own_log_prob = target_log_probs(queries, log_weights, context.vectors, target)
-        match = reward = None
-        if greedy:
-            with torch.no_grad():
-                scores = log_probs(queries, log_weights, context.vectors)
-            better = (scores > scores.gather(2, target[:, None, None].expand(-1, group, 1))).sum(2)
-            match, reward = better == 0, torch.where(better < self.cutoff, 1 / (better + 2).log2(), 0.0)
+        distribution = *self.head.queries(states, context.state), context.vectors
         steps = torch.ones(batch, 1, dtype=torch.bool, device=thoughts.device)
-        return TargetScores(own_log_prob.unsqueeze(-1), steps, match, reward)
+        if not greedy:
+            return TargetScores(target_log_probs(*distribution, target).unsqueeze(-1), steps)
+        scores = log_probs(*distribution)
+        own_log_prob = scores.gather(2, target[:, None, None].expand(-1, group, 1))
+        better = (scores > own_log_prob).sum(2)
+        return TargetScores(own_log_prob, steps, better == 0, torch.where(better < self.cutoff, 1 / (better + 2).log2(), 0.0))
 
     # loss
 

@@ -59,20 +59,22 @@ class MixtureHead(nn.Module):
         self.output, self.drop, self.mixture = nn.Linear(width, width), nn.Dropout(dropout), mixture
 
     def queries(self, thought, state):
-        """The queries of a thought.
+        """The queries of a thought, or of several thoughts that share their factors.
 
         Args:
-            thought: [B, D], the state h of the thought.
+            thought: [B, D] or [B, G, D], the state h of each thought.
             state: :class:`recbole_flr.model.factors.FactorState`.
 
         Returns:
-            queries [B, K, D] and the logarithm of their weights [B, K]. Without a mixture K is 1.
+            queries [B, K, D] (or [B, G, K, D]) and the logarithm of their weights [B, K] (or [B, G, K]). Without a mixture K is 1.
         """
+        factors, alpha = state.factors, state.alpha
         if not self.mixture:
-            query = thought + self.output(self.drop(state.thought))
-            return query.unsqueeze(1), query.new_zeros(len(query), 1)
-        tiny = torch.finfo(state.alpha.dtype).tiny
-        return thought.unsqueeze(1) + self.output(self.drop(state.factors)), state.alpha.clamp_min(tiny).log()
+            factors, alpha = state.thought.unsqueeze(1), torch.ones_like(alpha[:, :1])
+        offset, log_weights = self.output(self.drop(factors)), alpha.clamp_min(torch.finfo(alpha.dtype).tiny).log()
+        if thought.dim() == 3:
+            offset, log_weights = offset.unsqueeze(1), log_weights.unsqueeze(1).expand(-1, thought.shape[1], -1)
+        return thought.unsqueeze(-2) + offset, log_weights
 
 
 def log_probs(queries, log_weights, vectors):
