@@ -28,7 +28,7 @@ class Entry:
 
 MODELS = {
     "FLR": Entry("recbole_flr.model.flr", ("generative", "latent")),
-    "FLRMix": Entry("recbole_flr.model.flrmix", ("latent",)),
+    "FLRMix": Entry("recbole_flr.model.flrmix", ("generative", "latent")),
     "LatentR3": Entry("recbole_flr.model.latentr3", ("generative", "latent")),
     "BIGRec": Entry("recbole_flr.model.bigrec", ("generative",)),
     "SequentialRules": Entry("recbole_flr.model.sequential_rules"),

@@ -76,6 +76,22 @@ def blend(parts, weights):
     return total
 
 
+def rerank(scores, items, values):
+    """Give some items new scores, and keep them in front of all others.
+
+    Args:
+        scores: [B, n].
+        items: [B, C], the best items of each row.
+        values: [B, C], their new scores.
+
+    Returns:
+        [B, n]: the values of the items; the scores of all others, lowered together until they are below the values.
+    """
+    rest = scores.scatter(1, items, -torch.inf)
+    above = (rest.amax(1, keepdim=True) - values.amin(1, keepdim=True)).clamp_min(0)
+    return (rest - torch.where(above.isfinite(), above + 1, 0.0)).scatter(1, items, values)
+
+
 def search(candidates, weights, k):
     """Weights that rank the targets of some rows best.
 

@@ -1,8 +1,10 @@
 """FLRMix: factors as a mixture over items, with a memory. The parts are in `mixture.py`, `memory.py` and `blend.py`.
 
-1. The encoder reads the history; a thought behind it is refined N times by K factors, as in FLR (`reasoner.py`, `factors.py`).
+1. The encoder reads the history, as item vectors (`item_encoder.py`) or as titles (`title_reader.py`). A thought behind it is
+   refined N times by K factors, as in FLR (`reasoner.py`, `factors.py`).
 2. The encoder reads the final thought. Its state h and the factors give K distributions over all items, and the gate mixes them.
 3. Tables that were counted on the training rows vote for items. The ranking adds what they say to the log-probability.
+4. An encoder that reads titles also writes the next item's title behind the same thought.
 
 Shapes: B batch, L places of a history (right-padded with item 0), K factors, G thoughts of a history, D width, n items.
 """
@@ -19,19 +21,21 @@ from recbole.utils import InputType
 from recbole_flr.contracts import LossPart, TargetScores, Thinker, total_loss
 from recbole_flr.data.catalog import Catalog
 from recbole_flr.errors import CheckpointError, ConfigError, DataError
-from recbole_flr.model.blend import REPEAT, Candidates, blend, search
+from recbole_flr.model.blend import REPEAT, Candidates, blend, rerank, search
 from recbole_flr.model.counted import OnTrainingRows, TrainingRows
 from recbole_flr.model.factors import REGULARISERS, FactorState, FactorStep, gate_balance, sparsity
-from recbole_flr.model.item_encoder import ItemEncoder
+from recbole_flr.model.item_encoder import ItemReader
 from recbole_flr.model.memory import TABLES, Memory
 from recbole_flr.model.mixture import ItemVectors, MixtureHead, log_probs, target_log_probs
-from recbole_flr.model.reasoner import Context, Reasoner, item_attention, read_prompt
+from recbole_flr.model.reasoner import Context, Reasoner, item_attention
 from recbole_flr.model.text_vectors import stored_vectors, word_vectors
 from recbole_flr.training.mixture import MixtureTraining
 from recbole_flr.training.reinforcement import LatentGRPO
+from recbole_flr.training.warmup import WarmUp
 
 MOST_ROWS = 20_000  # validation rows on which the weights of the ranking are chosen
-LOG_P = "mixture"  # name of the part that is log p(i)
+TITLE_ROWS = 2_000  # of these, rows on which the weight of the titles is chosen
+LOG_P, TITLE = "mixture", "title"  # names of the parts that are log p(i), and the log-probability of the title
 WORD_SIZE = 256  # dimensions of the text vectors that are made from words
 
 
@@ -57,26 +61,32 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
     """
 
     input_type = InputType.POINTWISE
-    stages = (MixtureTraining, LatentGRPO)
+    stages = (WarmUp, MixtureTraining, LatentGRPO)
     takes_more_items = True
     _encoder_is_frozen = False
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        if not (config["use_ids"] or config["item_text"] != "none"):
-            raise ConfigError("use_ids: found False, and item_text none; expected at least one of them: an item needs a vector")
-        width, heads = config["hidden_size"], config["n_heads"]
-        if width % heads or width % 2:
-            raise ConfigError(f"hidden_size: found {width}, expected an even number that n_heads = {heads} divides")
         rows = TrainingRows.of(dataset, self.ITEM_SEQ)
         self.remember_rows(rows)
         self.item_names = [str(name) for name in dataset.field2id_token[self.ITEM_ID]]
         known = np.zeros(self.n_items, dtype=bool)
         known[rows.histories], known[rows.targets] = True, True
-        self.encoder = ItemEncoder(width, config["n_layers"], heads, config["dropout"], self.max_seq_length)
-        self.vectors = ItemVectors(
-            self.n_items, width, config["use_ids"], self._text_vectors(config, dataset, known), torch.from_numpy(known)
-        )
+        reads_text = config["backbone"] != "items"
+        self.item_text = _text_kind(config, reads_text)
+        self.catalog = self._read_catalog(config, dataset, needed=reads_text or not config["use_ids"])
+        self.rank, self.title_loss_weight = _ranking(config, reads_text), config["title_loss_weight"] if reads_text else 0.0
+        if reads_text:
+            from recbole_flr.model.title_reader import TitleReader
+
+            self.reader = TitleReader(config, self.catalog)
+        else:
+            self.reader = ItemReader(config, self.max_seq_length)
+        width = self.reader.width
+        texts = self._text_vectors(config, known)
+        self.pools_titles = self.item_text == "backbone"
+        text_width = width if self.pools_titles else None if texts is None else texts.shape[1]
+        self.vectors = ItemVectors(self.n_items, width, config["use_ids"], text_width, texts, torch.from_numpy(known))
         self.head = MixtureHead(width, config["dropout"], config["mixture"])
         self.reasoner = Reasoner(
             FactorStep(width, config["num_factors"]), width, config["num_refinements"], config["attend_thought"]
@@ -92,56 +102,82 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         )
         starts = {"transitions": config["transitions_weight"], "neighbors": config["neighbors_weight"]}
         weights = {name: starts[name] for name in self.memory.tables} | {REPEAT: config["repeat_weight"]}
+        if self.rank == "both":
+            weights[TITLE] = config["title_weight"]
         self.start_weights, self.weights, self.fits_weights = weights, dict(weights), config["fit_weights"]
-        self.cutoff = max(config["topk"])
-        self.apply(_initialise)
+        self.cutoff, self.num_candidates = max(config["topk"]), max(config["num_candidates"], max(config["topk"]))
+        for module in (() if reads_text else (self.reader,)) + (self.vectors, self.head, self.reasoner):
+            module.apply(_initialise)
         torch.nn.init.normal_(self.reasoner.step.attention.queries)
         torch.nn.init.normal_(self.reasoner.initial, std=0.02)
+        if reads_text:
+            self.unsaved_parameters = frozenset(f"reader.{name}" for name in self.reader.frozen_parameters())
 
-    def _text_vectors(self, config, dataset, known):
-        """[n, T] vectors of the items' texts; None if they are switched off, or if the data set has no titles.
+    def _read_catalog(self, config, dataset, needed):
+        """The titles of the items; None if the data set has none and they are not needed."""
+        if self.item_text == "none" and not needed:
+            return None
+        try:
+            return Catalog.from_dataset(config, dataset)
+        except DataError as error:
+            if needed:
+                raise
+            self.logger.warning(f"item_text: the items have no titles, so the model works without text ({error})")
+            self.item_text = "none"
+            return None
+
+    def _text_vectors(self, config, known):
+        """[n, T] vectors of the items' texts; None if there are none, or if they change in the training.
 
         Sets `known_titles`, the fingerprint of the titles that the weights belong to.
         """
-        kind, self.known_titles = config["item_text"], None
-        if kind == "none":
-            return None
-        try:
-            self.catalog = Catalog.from_dataset(config, dataset)
-        except DataError as error:
-            if not config["use_ids"]:
-                raise
-            self.logger.warning(f"item_text: the items have no titles, so the model works without text ({error})")
+        self.known_titles = None
+        if self.item_text == "none" and not self.reader.reads_text:
             return None
         self.known_titles = _digest([self.catalog.titles[item] for item in known.nonzero()[0]])
-        if kind == "words":
+        if self.item_text in ("none", "backbone"):
+            return None
+        if self.item_text == "words":
             return word_vectors(self.catalog.titles, WORD_SIZE, known)
-        name = kind.strip("/").replace("/", "--").replace("\\", "--")
+        name = self.item_text.strip("/").replace("/", "--").replace("\\", "--")
         path = f"{config['data_path']}/{config['dataset']}.{name}.safetensors"
-        return stored_vectors(path, self.catalog.titles, kind, config["device"])
+        return stored_vectors(path, self.catalog.titles, self.item_text, config["device"])
+
+    @property
+    def needs_warmup(self):
+        """Whether a language model reads the titles that starts from random weights."""
+        return self.reader.reads_text and not self.reader.backbone.pretrained
 
     # reading and thinking
 
     def read_context(self, interaction, prompt_only=False):
         """Read the histories of a batch. Returns an :class:`ItemContext`; see :meth:`recbole_flr.contracts.Thinker.read_context`."""
-        history, vectors = interaction[self.ITEM_SEQ], self.vectors()
-        mask = history != 0
-        first = None if prompt_only else self.reasoner.initial
-        context = read_prompt(self.encoder, vectors[history], mask, True, first)
-        context.item = torch.where(mask, torch.arange(history.shape[1], device=history.device), -1)
+        vectors = self.vectors(self.reader.title_means() if self.pools_titles else None)
+        history, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        context = self.reader.read(history, length, vectors, prompt_only, self.reasoner.initial)
         return ItemContext(**vars(context), vectors=vectors)
+
+    def prompt_lengths(self, interaction):
+        """Tokens of each row's prompt, or items of each history: [rows] int64."""
+        if not self.reader.reads_text:
+            return super().prompt_lengths(interaction)
+        return self.reader.collator.prompt_lengths(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
 
     def think(self, context, reasoner=None):
         """Refine the thought behind the histories. Returns a :class:`recbole_flr.model.reasoner.Thought`."""
-        thought = (reasoner or self.reasoner).think(self.encoder, context)
+        thought = (reasoner or self.reasoner).think(self.reader.encoder, context)
         context.state = thought.state
         return thought
 
-    def _distribution(self, thought):
-        """The thought's queries [B, K, D], the logarithm of their weights [B, K], and the item vectors [n, D]."""
+    def _distribution(self, thought, state=None):
+        """The thought's queries [B, K, D], the logarithm of their weights [B, K], and the item vectors [n, D].
+
+        `state` [B, D] is that of the thought, if it has been read.
+        """
         context = thought.context
-        state = context.read_token(self.encoder, thought.embedding).squeeze(1)
-        return *self.head.queries(state, thought.state), context.vectors
+        if state is None:
+            state = context.read_token(self.reader.encoder, thought.embedding).squeeze(1)
+        return *self.head.queries(state.to(thought.embedding.dtype), thought.state), context.vectors
 
     def score_target(self, context, thoughts, target, greedy=False):
         """See :meth:`recbole_flr.contracts.Thinker.score_target`. Items are scored at once, so T is 1.
@@ -153,8 +189,8 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         own = torch.eye(group, dtype=torch.bool, device=thoughts.device).expand(batch, -1, -1)
         visible = torch.cat([context.mask.unsqueeze(1).expand(-1, group, -1), own], dim=2)
         positions = context.length.unsqueeze(1).expand(-1, group)
-        states, _ = self.encoder(thoughts, visible, positions, context.cache)
-        distribution = *self.head.queries(states, context.state), context.vectors
+        states, _ = self.reader.encoder(thoughts, visible, positions, context.cache)
+        distribution = *self.head.queries(states.to(thoughts.dtype), context.state), context.vectors
         steps = torch.ones(batch, 1, dtype=torch.bool, device=thoughts.device)
         if not greedy:
             return TargetScores(target_log_probs(*distribution, target).unsqueeze(-1), steps)
@@ -166,10 +202,24 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
     # loss
 
     def losses(self, interaction):
-        """Parts of the supervised loss: name -> LossPart. `item` is the mean of -log p(target)."""
+        """Parts of the supervised loss: name -> LossPart.
+
+        `item` is the mean of -log p(target). `title` is the mean cross entropy of the tokens of the target's title.
+        """
         thought, target = self.think(self.read_context(interaction)), interaction[self.POS_ITEM_ID]
-        item = -target_log_probs(*self._distribution(thought), target).mean()
-        return {"item": LossPart(item), **self.own_losses(thought, target)}
+        title, state = self.reader.title_loss(thought, target) if self.title_loss_weight else (None, None)
+        parts = {"item": LossPart(-target_log_probs(*self._distribution(thought, state), target).mean())}
+        if title is not None:
+            parts["title"] = LossPart(title, self.title_loss_weight)
+        return {**parts, **self.own_losses(thought, target)}
+
+    def language_model_loss(self, packed):
+        """See :meth:`recbole_flr.model.titles.TitleModel.language_model_loss`."""
+        return self.reader.language_model_loss(packed)
+
+    def sequence_collator(self):
+        """See :meth:`recbole_flr.model.titles.TitleModel.sequence_collator`."""
+        return self.reader.sequence_collator()
 
     def own_losses(self, thought, target):
         """Eqs. 5 and 6 with fixed weights, and the gate's loss:
@@ -193,7 +243,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
 
     def freeze_encoder(self):
         """From now on only the reasoner is trained."""
-        for module in (self.encoder, self.vectors, self.head):
+        for module in (self.reader, self.vectors, self.head):
             module.requires_grad_(False).eval()
             module.zero_grad(set_to_none=True)
         self._encoder_is_frozen, self.sharpness = True, 0.0
@@ -202,50 +252,88 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         """As every module's, except that a frozen encoder stays without dropout."""
         super().train(mode)
         if self._encoder_is_frozen:
-            for module in (self.encoder, self.vectors, self.head):
+            for module in (self.reader, self.vectors, self.head):
                 module.eval()
         return self
 
     # ranking
 
-    def ranking_parts(self, interaction):
+    def ranking_parts(self, interaction, thought=None):
         """What the ranking is made of: name -> [B, n]. `mixture` is log p(i); then the tables; `repeat` is 1 for items of the
         history."""
         history = interaction[self.ITEM_SEQ]
-        log_p = log_probs(*self._distribution(self.think(self.read_context(interaction))))
+        thought = thought or self.think(self.read_context(interaction))
+        log_p = log_probs(*self._distribution(thought))
         repeat = torch.zeros_like(log_p).scatter(1, history, 1.0)
         return {LOG_P: log_p, **self.memory.log_votes(history), REPEAT: repeat}
 
-    def full_sort_predict(self, interaction):
-        """Scores of all items: [B, n]; -inf for the padding."""
-        return blend(self.ranking_parts(interaction), self.weights)
+    def full_sort_predict(self, interaction, top=None):
+        """Scores of all items: [B, n]; -inf for the padding.
+
+        With `rank: write`, items outside the best `top` texts have -inf, too.
+        """
+        thought = self.think(self.read_context(interaction))
+        if self.rank == "write":
+            return self.reader.rank_titles(thought, top, self.n_items)
+        scores = blend(self.ranking_parts(interaction, thought), self.weights)
+        if self.rank == "retrieve":
+            return scores
+        best, titles = self._candidates(thought, scores)
+        return rerank(scores, best.indices, best.values + self.weights[TITLE] * titles)
+
+    def _candidates(self, thought, scores):
+        """The best items of each row, and the log-probabilities of their titles: top-k with [B, C], and [B, C]."""
+        best = scores.topk(min(self.num_candidates, self.n_items - 1))
+        return best, self.reader.candidate_log_probs(thought, best.indices)
 
     def predict(self, interaction):
         """Scores of one item for each row: [B]."""
+        if self.rank == "write":
+            return self.reader.title_log_probs(self.think(self.read_context(interaction)), interaction[self.ITEM_ID])
         return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
+
+    def best_scores(self, interaction, k):
+        """See :meth:`recbole_flr.contracts.Recommender.best_scores`."""
+        return self.full_sort_predict(interaction, top=k)
+
+    def most_items(self):
+        """Beams reach as many texts as there are beams."""
+        return self.reader.num_beams if self.rank == "write" and not self.reader.exact else None
 
     @torch.no_grad()
     def before_validation(self, valid_data):
         """Choose the weights of the ranking on validation rows: :func:`recbole_flr.model.blend.search`.
 
         Each search starts from the weights that were given. A search from the weights of the last validation would go on fitting
-        the same few rows, epoch after epoch.
+        the same few rows, epoch after epoch. The weight of the titles is chosen last, among the best items by all else.
         """
-        if not self.fits_weights or not isinstance(valid_data, FullSortEvalDataLoader):
+        if not self.fits_weights or self.rank == "write" or not isinstance(valid_data, FullSortEvalDataLoader):
             return  # with sampled negatives a row has several items, and only one of them is its target
         self.eval()
-        rows = valid_data._dataset.inter_feat
-        chosen = torch.arange(len(rows))
-        if len(rows) > MOST_ROWS:  # spread over all rows, which may be sorted by time or user
-            chosen = torch.linspace(0, len(rows) - 1, MOST_ROWS).long()
+        rows, size = valid_data._dataset.inter_feat, valid_data.config["eval_batch_size"]
+        chosen = _spread(len(rows), MOST_ROWS)
         found = []
-        for part in chosen.split(valid_data.config["eval_batch_size"]):
-            interaction = rows[part].to(self.device)
+        for interaction in (rows[part].to(self.device) for part in chosen.split(size)):
             found.append(Candidates.of(self.ranking_parts(interaction), interaction[self.POS_ITEM_ID], 10 * self.cutoff))
-        self.weights, _ = search(Candidates.joined(found), self.start_weights, self.cutoff)
+        given = {name: weight for name, weight in self.start_weights.items() if name != TITLE}
+        self.weights, _ = search(Candidates.joined(found), given, self.cutoff)
+        if self.rank == "both":
+            found = []
+            for interaction in (rows[chosen[part]].to(self.device) for part in _spread(len(chosen), TITLE_ROWS).split(size)):
+                thought, target = self.think(self.read_context(interaction)), interaction[self.POS_ITEM_ID].unsqueeze(1)
+                best, titles = self._candidates(thought, blend(self.ranking_parts(interaction, thought), self.weights))
+                valid = torch.ones_like(best.indices, dtype=torch.bool)
+                found.append(Candidates({LOG_P: best.values, TITLE: titles}, best.indices == target, valid))
+            title, _ = search(Candidates.joined(found), {TITLE: self.start_weights[TITLE]}, self.cutoff)
+            self.weights.update(title)
         self.logger.info("Weights of the ranking: " + ", ".join(f"{name} {weight:.3g}" for name, weight in self.weights.items()))
 
     # checkpoints
+
+    def save_files(self, folder):
+        """The tokenizer, if titles are read."""
+        if self.reader.reads_text:
+            self.reader.backbone.save(folder)
 
     def other_parameter(self):
         """What a checkpoint keeps beside the weights."""
@@ -287,16 +375,64 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         state = self.think(context).state
         return state.alpha, item_attention(state.attention, context.item, interaction[self.ITEM_SEQ].shape[1])
 
+    @torch.no_grad()
     def explain_items(self, interaction, items):
         """See :meth:`recbole_flr.contracts.Recommender.explain_items`."""
-        parts = self.ranking_parts(interaction)
-        shares = {name: self.weights.get(name, 1.0) * part[0, items] for name, part in parts.items()}
+        thought, shares = self.think(self.read_context(interaction)), {}
+        if self.rank != "write":
+            parts = self.ranking_parts(interaction, thought)
+            shares = {name: self.weights.get(name, 1.0) * part[0, items] for name, part in parts.items()}
+        if self.rank != "retrieve":
+            titles = self.reader.candidate_log_probs(thought, torch.tensor([items], device=self.device))[0]
+            shares[TITLE] = self.weights.get(TITLE, 1.0) * titles
         answers = [{"parts": {name: float(values[number]) for name, values in shares.items()}} for number in range(len(items))]
-        if "transitions" in self.memory.tables:
+        if "transitions" in self.memory.tables and self.rank != "write":
             voters = self.memory.tables["transitions"].voters(interaction[self.ITEM_SEQ][0].cpu().numpy(), np.asarray(items))
             for answer, votes in zip(answers, voters.T):
                 answer["voters"] = votes / max(votes.sum(), np.finfo(np.float32).tiny)
         return answers
+
+
+def _text_kind(config, reads_text):
+    """The option `item_text`, with what `auto` stands for.
+
+    Raises:
+        ConfigError: if the items would have neither ids nor text, or there is no backbone to take the text from.
+    """
+    kind = config["item_text"]
+    if kind == "auto":
+        kind = "backbone" if reads_text else "words"
+    if kind == "backbone" and not reads_text:
+        raise ConfigError("item_text: found backbone, and backbone items, which reads no text; expected words, none or a sentence "
+                          "encoder, or another backbone")
+    if kind == "none" and not config["use_ids"]:
+        raise ConfigError("use_ids: found False, and item_text none; expected at least one of them: an item needs a vector")
+    return kind
+
+
+def _ranking(config, reads_text):
+    """The option `rank`.
+
+    Raises:
+        ConfigError: if it needs titles that the model does not write, or more beams.
+    """
+    rank = config["rank"]
+    if rank != "retrieve" and not reads_text:
+        raise ConfigError(f"rank: found {rank}, and backbone items, which writes no titles; expected retrieve, or --backbone=compact "
+                          "or a language model of Hugging Face")
+    if rank != "retrieve" and not config["title_loss_weight"]:
+        raise ConfigError(f"rank: found {rank}, and title_loss_weight 0; expected a weight above 0: nothing else teaches the model "
+                          "to write titles")
+    if rank == "write":
+        from recbole_flr.model.titles import check_beams
+
+        check_beams(config)
+    return rank
+
+
+def _spread(count, most):
+    """At most `most` of the numbers below `count`, spread over all of them, which may be sorted by time or user."""
+    return torch.arange(count) if count <= most else torch.linspace(0, count - 1, most).long()
 
 
 def _table_names(given):

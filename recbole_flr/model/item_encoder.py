@@ -1,13 +1,17 @@
 """The encoder `items` of FLRMix: a small causal transformer over one vector for each item of the history, as in SASRec (Kang and
 McAuley, ICDM 2018).
 
-It is called in the same way as :class:`recbole_flr.model.backbone.Backbone`. So the reasoner reads its thought with either.
+:class:`ItemEncoder` is called in the same way as :class:`recbole_flr.model.backbone.Backbone`. So the reasoner reads its thought
+with either. :class:`ItemReader` reads whole histories with it.
 
-Shapes: B batch, S new tokens, P cached tokens, D width.
+Shapes: B batch, H items of a history (right-padded with item 0), S new tokens, P cached tokens, D width, n items.
 """
 
 import torch
 from torch import nn
+
+from recbole_flr.errors import ConfigError
+from recbole_flr.model.reasoner import read_prompt
 
 
 class Layer(nn.Module):
@@ -91,3 +95,44 @@ class ItemEncoder(nn.Module):
     def crop(cache, length):
         """The first `length` tokens of a cache; shares memory."""
         return tuple((keys[:, :, :length], values[:, :, :length]) for keys, values in cache)
+
+
+class ItemReader(nn.Module):
+    """Reads a history as the vectors of its items (`backbone: items`).
+
+    Args:
+        config: hidden_size, n_layers, n_heads and dropout.
+        max_length: most items of a history.
+
+    Raises:
+        ConfigError: if n_heads does not divide hidden_size, or hidden_size is odd.
+    """
+
+    reads_text = False
+
+    def __init__(self, config, max_length):
+        super().__init__()
+        width, heads = config["hidden_size"], config["n_heads"]
+        if width % heads or width % 2:
+            raise ConfigError(f"hidden_size: found {width}, expected an even number that n_heads = {heads} divides")
+        self.encoder = ItemEncoder(width, config["n_layers"], heads, config["dropout"], max_length)
+
+    @property
+    def width(self):
+        """D."""
+        return self.encoder.width
+
+    def read(self, history, length, vectors, prompt_only, first_thought):
+        """Read histories. Returns a :class:`recbole_flr.model.reasoner.Context`.
+
+        Args:
+            history: [B, H] item ids.
+            length: [B] items of each history.
+            vectors: [n, D], the item vectors.
+            prompt_only: the context must not depend on the reasoner.
+            first_thought: [D], read in the same pass if not `prompt_only`.
+        """
+        mask = history != 0
+        context = read_prompt(self.encoder, vectors[history], mask, True, None if prompt_only else first_thought)
+        context.item = torch.where(mask, torch.arange(history.shape[1], device=history.device), -1)
+        return context

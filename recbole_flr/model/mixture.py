@@ -24,23 +24,28 @@ class ItemVectors(nn.Module):
         n_items: n.
         width: D.
         use_ids: whether items have id vectors.
-        texts: [n, T], the items' text vectors, or None.
+        text_width: T of the text vectors; None if there are none.
+        texts: [n, T], the items' text vectors; None if there are none, or if they change in the training.
         known: [n] bool, whether an item is in a training row.
     """
 
-    def __init__(self, n_items, width, use_ids, texts, known):
+    def __init__(self, n_items, width, use_ids, text_width, texts, known):
         super().__init__()
         self.ids = nn.Embedding(n_items, width) if use_ids else None
-        self.project = None if texts is None else nn.Linear(texts.shape[1], width)
+        self.project = None if text_width is None else nn.Linear(text_width, width)
         self.register_buffer("texts", texts, persistent=False)
         self.register_buffer("known", known.unsqueeze(1), persistent=False)
 
-    def forward(self):
-        """All item vectors: [n, D]."""
+    def forward(self, texts=None):
+        """All item vectors: [n, D].
+
+        Args:
+            texts: [n, T], the present text vectors, if they change in the training.
+        """
         vectors = None if self.ids is None else torch.where(self.known, self.ids.weight, 0)
         if self.project is None:
             return vectors
-        projected = self.project(self.texts)
+        projected = self.project(self.texts if texts is None else texts.to(self.project.weight.dtype))
         return projected if vectors is None else vectors + projected
 
 

@@ -18,8 +18,7 @@ class WarmUp(Stage):
     @classmethod
     def chosen(cls, names, model, config):
         """It prepares the supervised stage of a backbone that starts from random weights."""
-        return bool(Supervised.name in names and config["warmup_epochs"]
-                    and not model.backbone.pretrained and not config["checkpoint"])
+        return bool(Supervised.name in names and config["warmup_epochs"] and model.needs_warmup and not config["checkpoint"])
 
     def loader(self, train_data):
         """Packed rows of whole user sequences."""

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_flr.model.blend import REPEAT, Candidates, blend, search
+from recbole_flr.model.blend import REPEAT, Candidates, blend, rerank, search
 
 ITEMS = 12
 
@@ -94,3 +94,19 @@ def test_repeats_may_turn_out_to_be_right():
 def test_a_score_that_is_no_number_counts_against_the_target():
     parts = {"mixture": torch.tensor([[-torch.inf, float("nan"), 1.0, 2.0]]), REPEAT: torch.zeros(1, 4)}
     assert 0 <= Candidates.of(parts, torch.tensor([1]), 3).ndcg({REPEAT: 1.0}, 5) <= 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, ITEMS - 1))
+def test_items_that_are_scored_anew_stay_in_front(seed, count):
+    parts, _ = parts_of(seed)
+    scores = parts["mixture"]
+    best = scores.topk(count)
+    values = best.values + 3 * torch.randn_like(best.values)
+    found = rerank(scores, best.indices, values)
+    assert (found[:, 0] == -torch.inf).all()
+    for row in range(len(scores)):
+        first = best.indices[row][values[row].argsort(descending=True)].tolist()
+        others = [item for item in scores[row].argsort(descending=True).tolist() if item not in first]
+        assert found[row].argsort(descending=True).tolist() == first + others
+        assert torch.equal(found[row, best.indices[row]], values[row])

@@ -15,6 +15,7 @@ import recbole_flr
 from recbole_flr.command import recommend_main
 from recbole_flr.errors import CheckpointError, ConfigError
 from recbole_flr.model.blend import REPEAT
+from recbole_flr.training.mixture import MixtureTraining
 
 ALONE = {"memory": None, "fit_weights": False, "repeat_weight": 0.0}  # the mixture ranks without anything else
 
@@ -115,7 +116,7 @@ def test_bad_options(build, options, message):
 
 def test_the_gate_is_asked_to_decide_in_the_second_half(build):
     _, model, loaders = build("FLRMix", epochs=8)
-    stage = model.stages[0](model, {**build("FLRMix")[0].final_config_dict, "epochs": 8, "eval_step": 1})
+    stage = MixtureTraining(model, {**build("FLRMix")[0].final_config_dict, "epochs": 8, "eval_step": 1})
     found = []
     for epoch in range(8):
         stage.begin_epoch(epoch)

@@ -95,7 +95,7 @@ def test_queries(mixture):
 def test_an_unknown_item_is_its_text_alone():
     texts = torch.randn(N, 3)
     known = torch.tensor([False, True, True, True, True, True, False])
-    vectors = ItemVectors(N, D, True, texts, known)
+    vectors = ItemVectors(N, D, True, texts.shape[1], texts, known)
     found = vectors()
     torch.testing.assert_close(found[6], vectors.project(texts[6]))
     torch.testing.assert_close(found[2], vectors.project(texts[2]) + vectors.ids.weight[2])
@@ -106,9 +106,9 @@ def test_an_unknown_item_is_its_text_alone():
 def test_without_ids_or_without_texts():
     known = torch.ones(N, dtype=torch.bool)
     texts = torch.randn(N, 3)
-    only_text = ItemVectors(N, D, False, texts, known)
+    only_text = ItemVectors(N, D, False, texts.shape[1], texts, known)
     torch.testing.assert_close(only_text(), only_text.project(texts))
-    only_ids = ItemVectors(N, D, True, None, known)
+    only_ids = ItemVectors(N, D, True, None, None, known)
     torch.testing.assert_close(only_ids(), only_ids.ids.weight)
 
 

@@ -7,7 +7,7 @@ import torch
 from conftest import draw_weights
 
 from recbole_flr.contracts import LossPart, total_loss
-from recbole_flr.model.writer import best_children
+from recbole_flr.model.titles import best_children
 from recbole_flr.training.reinforcement import LatentGRPO
 
 REGULARISERS = ["orthogonality", "diversity", "sparsity", "uncertainty"]

@@ -1,0 +1,55 @@
+"""How FLRMix reads a history as titles, with a causal language model. It also writes titles.
+
+Shapes: B batch, H items of a history (right-padded with item 0), L tokens, D width, n items.
+"""
+
+from torch import nn
+
+from recbole_flr.decoding import item_scores
+from recbole_flr.model.titles import TitleModel
+
+
+class TitleReader(TitleModel):
+    """Reads the titles of a history with a causal language model (`backbone: compact`, or one of Hugging Face).
+
+    The vector of an item is added to the embedding of its title's last token, so that ids are read as well.
+
+    Args:
+        config: see `properties/generative.yaml`.
+        catalog: :class:`recbole_flr.data.catalog.Catalog`.
+    """
+
+    reads_text = True
+
+    def __init__(self, config, catalog):
+        super().__init__()
+        self.build_titles(config, catalog)
+
+    @property
+    def encoder(self):
+        """What reads one more token."""
+        return self.backbone
+
+    @property
+    def width(self):
+        """D."""
+        return self.backbone.width
+
+    def read(self, history, length, vectors, prompt_only, first_thought):
+        """As :meth:`recbole_flr.model.item_encoder.ItemReader.read`."""
+        prompts = self.collator.prompts(history, length)
+        place = prompts.item
+        last = (place >= 0) & (place != nn.functional.pad(place[:, 1:], (0, 1), value=-1))
+        row, token = last.nonzero(as_tuple=True)
+        added = vectors.new_zeros(*place.shape, vectors.shape[1])
+        added = added.index_put((row, token), vectors[history[row, place[row, token]]])
+        return self.read_titles(prompts, prompt_only, first_thought, added)
+
+    def rank_titles(self, thought, top, n_items):
+        """Rank by the titles that are written: [B, n_items]. Items outside the best `top` texts have -inf."""
+        return item_scores(self.decode(thought, top), self.trie, n_items)
+
+    def title_means(self):
+        """Mean of the token embeddings of each item's title: [n, D]; 0 for the padding."""
+        titles, embeddings = self.collator.titles, self.backbone.lm.get_input_embeddings().weight
+        return nn.functional.embedding_bag(titles.flat, embeddings, titles.start[:-1], mode="mean")

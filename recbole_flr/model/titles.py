@@ -1,0 +1,329 @@
+"""A language model that reads titles and writes them: prompts, the scores of titles, and the search under the catalogue's trie.
+
+It is the part of a model that has to do with text. A recommender that only writes titles is one itself
+(:class:`recbole_flr.model.writer.Writer`). FLRMix holds one as its encoder (`title_reader.py`).
+
+Shapes: B batch, L prompt tokens, T title tokens (with the end of title), G thoughts of a prompt, C titles of a row, D width,
+V vocabulary.
+"""
+
+import torch
+from torch import nn
+
+from recbole_flr.contracts import TargetScores
+from recbole_flr.data.prompt import IGNORE, Collator, Template
+from recbole_flr.decoding import Trie, beam_search
+from recbole_flr.errors import ConfigError
+from recbole_flr.model.backbone import build_backbone
+from recbole_flr.model.reasoner import read_prompt
+from recbole_flr.model.tree import TreeDecoder
+
+TITLES_AT_ONCE = 16  # titles of a row that are read in one pass
+LABELS_AT_ONCE = 4096  # positions whose logits over the vocabulary are in memory at the same time
+
+
+def check_beams(config):
+    """Refuse fewer beams than items that are asked for: RecBole would pick arbitrary items among those that no beam reached.
+
+    Raises:
+        ConfigError: if so.
+    """
+    if config["decode"] == "beam" and config["num_beams"] < max(config["topk"]):
+        raise ConfigError(f"num_beams: found {config['num_beams']}, expected at least {max(config['topk'])}, the largest topk")
+
+
+class TitleModel(nn.Module):
+    """Reads prompts of titles and scores titles behind a thought. :meth:`build_titles` takes the place of a constructor.
+
+    Attributes:
+        backbone: :class:`recbole_flr.model.backbone.Backbone`.
+        collator: :class:`recbole_flr.data.prompt.Collator` of the catalogue.
+        trie: :class:`recbole_flr.decoding.Trie` of the titles.
+    """
+
+    _backbone_is_frozen = False
+
+    def build_titles(self, config, catalog):
+        """Build the backbone, and tokenise the catalogue.
+
+        Args:
+            config: see `properties/generative.yaml` for the options.
+            catalog: :class:`recbole_flr.data.catalog.Catalog`. Its popularity orders items that share a text.
+
+        Raises:
+            ConfigError: if the backbone cannot be loaded.
+        """
+        self.catalog = catalog
+        self.backbone = build_backbone(config, catalog.texts[1:])
+        titles = catalog.tokenize(self.backbone, config["max_title_tokens"])
+        name = config["prompt"] or ("paper" if self.backbone.pretrained else "compact")
+        template = Template.named(name, config["item_noun"])
+        device = config["device"]
+        self.collator = Collator(titles, template.chunks(self.backbone, titles), self.backbone.pad_id).to(device)
+        items = torch.from_numpy(catalog.by_popularity())
+        self.trie = Trie.build(titles.take(items), items.numpy()).to(device)
+        self.num_beams, self.score = config["num_beams"], config["score"]
+        self.length_penalty = config["length_penalty"]
+        self.exact = config["decode"] == "exact"
+        self.top_items = max(config["topk"])
+        # title-level metrics need as many titles; where items of one title have a text each, that takes more texts
+        self.top_texts = catalog.texts_to_cover(self.top_items) if config["title_metrics"] else self.top_items
+        self.use_cache = not config["gradient_checkpointing"]
+
+    def frozen_parameters(self):
+        """Names of the parameters of a pretrained backbone that do not train: a checkpoint need not hold them.
+
+        To be asked before the training, because later stages freeze weights that were trained.
+        """
+        if not self.backbone.pretrained:
+            return frozenset()
+        named = self.named_parameters(remove_duplicate=False)  # tied embeddings have two names
+        return frozenset(name for name, p in named if not p.requires_grad)
+
+    # reading
+
+    def read_titles(self, prompts, prompt_only, first_thought=None, added=None):
+        """Read prompts. Returns a :class:`recbole_flr.model.reasoner.Context`.
+
+        Args:
+            prompts: :class:`recbole_flr.data.prompt.Prompts`.
+            prompt_only: the context has a cache in any case, as several thoughts share it.
+            first_thought: [D], embedding that is read in one pass with the prompt; None if there is none.
+            added: [B, L, D], added to the embeddings of the tokens; None for nothing.
+        """
+        use_cache = prompt_only or self.use_cache or not self.training
+        embeddings = self.backbone.embed(prompts.ids)
+        if added is not None:
+            embeddings = embeddings + added.to(embeddings.dtype)
+        first = None if prompt_only else first_thought
+        context = read_prompt(self.backbone, embeddings, prompts.mask, use_cache, first)
+        context.item = prompts.item
+        return context
+
+    def title_states(self, thought, titles):
+        """States that predict each token of a title.
+
+        Args:
+            thought: of B prompts.
+            titles: [B, T] token ids.
+
+        Returns:
+            [B, T, D]; state t predicts token t.
+        """
+        context = thought.context
+        new = torch.cat([thought.embedding.unsqueeze(1), self.backbone.embed(titles[:, :-1])], dim=1)
+        positions = context.length.unsqueeze(1) + torch.arange(new.shape[1], device=new.device)
+        mask = torch.cat([context.mask, context.mask.new_ones(new.shape[:2])], dim=1)
+        if context.cache is not None:
+            return self.backbone(new, mask, positions, context.cache)[0]
+        positions = torch.cat([context.positions, positions], dim=1)
+        hidden, _ = self.backbone(torch.cat([context.embeddings, new], dim=1), mask, positions)
+        return hidden[:, -new.shape[1]:]
+
+    def branch_states(self, context, thoughts, titles):
+        """States that predict each token of a title after each of several thoughts, which share the prompt's cache.
+
+        The G continuations of a prompt are branches of one sequence: none sees another.
+
+        Args:
+            context: of B prompts, with a cache.
+            thoughts: [B, G, D], embeddings that come right before the title.
+            titles: [B, T] token ids.
+
+        Returns:
+            [B, G, T, D].
+        """
+        group, steps = thoughts.shape[1], titles.shape[1]
+        title = self.backbone.embed(titles[:, :-1]).unsqueeze(1).expand(-1, group, -1, -1)
+        new = torch.cat([thoughts.unsqueeze(2), title], dim=2).flatten(1, 2)
+        positions = (context.length.unsqueeze(1) + torch.arange(steps, device=new.device)).repeat(1, group)
+        causal = torch.ones(steps, steps, dtype=torch.bool, device=new.device).tril()
+        own = torch.kron(torch.eye(group, dtype=torch.bool, device=new.device), causal)
+        rows = len(new)
+        mask = torch.cat([context.mask.unsqueeze(1).expand(-1, len(own), -1), own.expand(rows, -1, -1)], dim=2)
+        return self.backbone(new, mask, positions, context.cache)[0].unflatten(1, (group, steps))
+
+    # scores of titles
+
+    def title_loss(self, thought, target):
+        """Mean cross entropy of the tokens of the target's title, with its end.
+
+        Args:
+            thought: of B prompts.
+            target: [B] item ids.
+
+        Returns:
+            a scalar, and the state of the thought [B, D], which predicts the first token.
+        """
+        titles, labels = self.collator.targets(target)
+        labelled = labels != IGNORE
+        states = self.title_states(thought, titles)
+        logits = self.backbone.logits(states[labelled])  # only labelled positions
+        return nn.functional.cross_entropy(precise(logits), labels[labelled]), states[:, 0]
+
+    def title_log_probs(self, thought, items):
+        """Log-probability of one item's title for each row, by a full pass over it: [B].
+
+        Args:
+            thought: of B prompts.
+            items: [B] item ids.
+        """
+        titles, labels = self.collator.targets(items)
+        labelled = labels != IGNORE
+        logits = precise(self.backbone.logits(self.title_states(thought, titles)[labelled]))
+        if self.score == "trie":
+            logits = logits.masked_fill(~self._children(titles, logits.shape[-1])[labelled], float("-inf"))
+        token = logits.log_softmax(-1).gather(-1, titles[labelled].unsqueeze(-1)).squeeze(-1)
+        total = token.new_zeros(len(titles)).index_add(0, labelled.nonzero()[:, 0], token)
+        return total / labelled.sum(-1) ** self.length_penalty
+
+    @torch.no_grad()
+    def candidate_log_probs(self, thought, items):
+        """Log-probabilities of the titles of several items for each row, over the whole vocabulary.
+
+        The prompt's cache serves all of them: each title is a branch behind the thought.
+
+        Args:
+            thought: of B prompts, read with a cache.
+            items: [B, C] item ids.
+
+        Returns:
+            [B, C].
+        """
+        decoder = TreeDecoder(self.backbone, thought)
+        return torch.cat([self._branch_log_probs(decoder, part) for part in items.split(TITLES_AT_ONCE, dim=1)], dim=1)
+
+    def _branch_log_probs(self, decoder, items):
+        rows, count = items.shape
+        titles, labels = (part.view(rows, count, -1) for part in self.collator.targets(items.flatten()))
+        labelled, steps = labels != IGNORE, titles.shape[2] - 1
+        slot = torch.zeros_like(titles)  # of the state that predicts a token; the thought is in front of all
+        states = decoder.hidden.unsqueeze(1)
+        if steps:
+            read = labelled[..., 1:].flatten(1)
+            order = (~read).long().argsort(dim=1, stable=True)[:, :int(read.sum(1).max())]  # without the padding between titles
+            place = torch.arange(order.shape[1], device=items.device).expand(rows, -1)
+            parents = torch.where(order % steps == 0, -1, place - 1)
+            later = decoder.extend(titles[..., :-1].flatten(1).gather(1, order), parents, read.gather(1, order), last=True)
+            states = torch.cat([states, later], dim=1)
+            slot[..., 1:] = torch.zeros_like(read, dtype=torch.long).scatter(1, order, place + 1).view(rows, count, steps)
+        total = torch.zeros(rows, count, dtype=precise(states).dtype, device=items.device)
+        for row, title, step in zip(*(index.split(LABELS_AT_ONCE) for index in labelled.nonzero(as_tuple=True))):
+            logits = precise(self.backbone.logits(states[row, slot[row, title, step]]))
+            own = logits.gather(1, titles[row, title, step].unsqueeze(1)) - logits.logsumexp(1, keepdim=True)
+            total.index_put_((row, title), own.squeeze(1), accumulate=True)
+        return total / labelled.sum(-1) ** self.length_penalty
+
+    def score_titles(self, context, thoughts, target, greedy=False):
+        """See :meth:`recbole_flr.contracts.Thinker.score_target`. The steps are the tokens of the target's title.
+
+        `match` needs no generation: greedy decoding under the trie writes the title if and only if each of its tokens is the
+        best child on its path.
+        """
+        titles, labels = self.collator.targets(target)
+        mask = labels != IGNORE
+        hidden = self.branch_states(context, thoughts, titles)
+        logits = precise(self.backbone.logits(hidden.transpose(1, 2)[mask]))  # [labelled tokens, G, V]
+        own = logits.gather(-1, titles[mask][:, None, None].expand(-1, logits.shape[1], 1))
+        log_probs = hidden.new_zeros(*mask.shape, logits.shape[1], dtype=logits.dtype)
+        log_probs[mask] = (own - logits.logsumexp(-1, keepdim=True)).squeeze(-1)
+        match = self._greedy_match(logits.detach(), titles, mask) if greedy else None
+        return TargetScores(log_probs.transpose(1, 2), mask, match)
+
+    def _greedy_match(self, logits, titles, mask):
+        """[labelled tokens, G, V], [B, T], [B, T] -> [B, G] bool."""
+        row, step, token = self.trie.along(titles)
+        number = mask.flatten().cumsum(0).view_as(mask) - 1  # of each labelled position
+        best = best_children(logits, titles[mask], number[row, step], token)
+        right = torch.ones(*mask.shape, best.shape[1], dtype=torch.bool, device=best.device)
+        right[mask] = best
+        return right.all(1)
+
+    def _children(self, titles, vocabulary):
+        """Which tokens the catalogue allows at each step of each row's own path: [B, T, V] bool."""
+        allowed = torch.zeros(*titles.shape, vocabulary, dtype=torch.bool, device=titles.device)
+        allowed[self.trie.along(titles)] = True
+        return allowed
+
+    # language modelling
+
+    def language_model_loss(self, packed):
+        """Mean cross entropy of the next token over packed user sequences. A scalar."""
+        hidden, _ = self.backbone(self.backbone.embed(packed.ids), packed.mask(), packed.positions)
+        labelled = packed.labels != IGNORE
+        return nn.functional.cross_entropy(precise(self.backbone.logits(hidden[labelled])), packed.labels[labelled])
+
+    def sequence_collator(self):
+        """Collator for whole user sequences: titles and separators only, whatever the prompt is."""
+        titles = self.collator.titles.to("cpu")
+        chunks = Template.named("compact", "").chunks(self.backbone, titles)
+        return Collator(titles, chunks, self.backbone.pad_id).to(self.collator.titles.flat.device)
+
+    # search
+
+    def decode(self, thought, top=None):
+        """The titles that constrained beam search finds (`decode: beam`), or the true best (`exact`).
+
+        Args:
+            thought: of B prompts.
+            top: how many texts are wanted; asking for fewer is faster. The default is enough for the best max(topk) items
+                and, with `title_metrics`, for as many titles.
+
+        Returns:
+            Beams, the best first.
+        """
+        options = {"score": self.score, "length_penalty": self.length_penalty}
+        most = top or self.top_texts
+        if not self.exact:
+            return beam_search(TreeDecoder(self.backbone, thought), self.trie, self.num_beams, top=most, **options)
+        from recbole_flr.decoding.exact import exact_search
+
+        top = top or self.top_items
+        while True:
+            beams = exact_search(TreeDecoder(self.backbone, thought), self.trie, top, **options)
+            if top >= most or self._fewest_titles(beams) >= self.top_items:
+                return beams
+            top = min(2 * top, most)
+
+    def _fewest_titles(self, beams):
+        """The least number of distinct titles among a user's texts."""
+        item = self.trie.items[self.trie.item_start[beams.nodes].long()].long()
+        titles = self.catalog.title_ids.to(item.device)[item].sort(dim=1).values
+        return int((titles.diff(dim=1) != 0).sum(1).min()) + 1 if titles.numel() else 0
+
+    # training
+
+    def freeze_backbone(self):
+        """From now on no weight of the backbone moves and none of its dropout acts."""
+        self.backbone.requires_grad_(False).eval()
+        self.backbone.zero_grad(set_to_none=True)  # or the last gradient would count whenever gradients are clipped
+        self._backbone_is_frozen = True
+
+    def train(self, mode=True):
+        """As every module's, except that a frozen backbone stays without dropout."""
+        super().train(mode)
+        if self._backbone_is_frozen:
+            self.backbone.eval()
+        return self
+
+
+def best_children(logits, target, position, token):
+    """Whether each target is what greedy decoding under the trie takes. Of equal logits it takes the lower token id.
+
+    Args:
+        logits: [n, G, V], at n positions.
+        target: [n], token ids.
+        position, token: [E], all children that the trie allows: which of the n, and the token id.
+
+    Returns:
+        [n, G] bool.
+    """
+    own = logits.gather(-1, target[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(-1)[position]  # [E, G]
+    other = logits[position, :, token]
+    beaten = (other > own) | ((other == own) & (token < target[position]).unsqueeze(-1))
+    return torch.zeros_like(logits[..., 0]).index_add(0, position, beaten.to(logits.dtype)) == 0
+
+
+def precise(logits):
+    """At least float32, which sums over a vocabulary need."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
