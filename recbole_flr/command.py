@@ -18,10 +18,14 @@ Train, validate and test a model of recbole_flr or of RecBole.
   --dataset, -d NAME      toys_demo (made on the spot), ml-100k, or your own (README: Your own data); toys, cds, games,
                           instruments, movies, toys-2023, ... are fetched and converted with --download=true
   --config_files A.yaml   yaml files with options; several separated by blanks
+  --search=FILE           search for good options in the ranges of a file, such as properties/search/FLRMix.yaml (needs Optuna)
+  --trials=30             how many trials a search has; --search_seconds=N begins no trial after N seconds
   --help, -h              this text; with --model=NAME, that model's options
 
 Any option of the plug-in or of RecBole: --key=value or --key value. Values are yaml: 1e-3, [5, 10], "{'valid': full}".
 """
+
+SEARCH_OPTIONS = {"search": "search", "trials": "trials", "search_seconds": "seconds"}  # of the command, not of a run
 
 
 def parse_arguments(arguments):
@@ -75,6 +79,14 @@ def main(arguments=None):
         if not files and not {"resume", "checkpoint"} & options.keys():
             model = "FLR" if model is None else model
             dataset = "toys_demo" if dataset is None else dataset
+        searched = {name: options.pop(key) for key, name in SEARCH_OPTIONS.items() if key in options}
+        if searched:
+            from recbole_flr.search import run_search
+
+            if "search" not in searched:
+                raise ConfigError("trials, search_seconds: found without a search; expected --search=FILE with ranges too")
+            run_search(model, dataset, files, options, **searched)
+            return 0
         run_recbole_flr(model, dataset, files, options)
     except FLRError as error:
         print(f"run_recbole_flr: {error}", file=sys.stderr)

@@ -194,13 +194,24 @@ class Config(recbole.config.Config):
                 given[name] = text
             elif self._options[name].is_text if name in self._options else isinstance(measures.get(name), str):
                 given[name] = parse_text(text)
-        lists = [getattr(argument_list, name) for name in dir(argument_list) if name.endswith("_arguments")]
-        known = UNDECLARED.union(self.internal_config_dict, UNDECLARED_OF.get(self.model, ()), *lists) - NO_OPTIONS
-        check(given, known, self._options, measures)
+        self.check(given)
         for name in PICKLES:
             if given.get(name):
                 raise ConfigError(f"{name}: found {given[name]!r}; RecBole would read and write pickles for it, "
                                   "which recbole_flr never does; leave it out")
+
+    def check(self, values):
+        """Refuse unknown options and values that an option of this model cannot have.
+
+        Args:
+            values (dict): name -> value.
+
+        Raises:
+            ConfigError: says what was found and what is allowed.
+        """
+        lists = [getattr(argument_list, name) for name in dir(argument_list) if name.endswith("_arguments")]
+        known = UNDECLARED.union(self.internal_config_dict, UNDECLARED_OF.get(self.model, ()), *lists) - NO_OPTIONS
+        check(values, known, self._options, self._measures())
 
     def decide(self, name, value):
         """Set an option that a run chooses itself, also for those who go on from the run."""

@@ -10,13 +10,17 @@ from recbole.utils import init_logger
 
 FILE_ONLY = {"file_only": True}  # extra= of a record that only the log file gets
 _handlers = []  # of the run in progress
+_state = {"shared": False, "quiet": False}  # whether the next runs share the open log; whether the console shows warnings only
 
 
 def open_log(config):
     """RecBole's `init_logger`, so that each run of a process has its own file (RecBole's second run would write to none).
 
-    Handlers that others installed stay. Records with `extra=FILE_ONLY` do not reach the console.
+    Handlers that others installed stay. Records with `extra=FILE_ONLY` do not reach the console. Within :func:`shared_log` this
+    does nothing.
     """
+    if _state["shared"]:
+        return
     root = logging.getLogger()
     for handler in _handlers:
         root.removeHandler(handler)
@@ -35,7 +39,31 @@ def open_log(config):
 def _for_console(record):
     """Whether a record is for the console: not the long ones, and not what RecBole's data package notes about its loaders."""
     routine = record.levelno <= logging.INFO and Path(record.pathname).parts[-3:-1] == ("recbole", "data")
-    return not (routine or vars(record).get("file_only"))
+    unwanted = _state["quiet"] and record.levelno <= logging.INFO
+    return not (routine or unwanted or vars(record).get("file_only"))
+
+
+@contextmanager
+def _set(name):
+    """One of the states is true within this context."""
+    before, _state[name] = _state[name], True
+    try:
+        yield
+    finally:
+        _state[name] = before
+
+
+@contextmanager
+def shared_log(config):
+    """Open a log in which all runs within this context write."""
+    open_log(config)
+    with _set("shared"):
+        yield
+
+
+def quiet_console():
+    """Within this context the console shows warnings and errors only. The log file gets everything."""
+    return _set("quiet")
 
 
 def log_file():

@@ -184,6 +184,11 @@ def properties_folder():
     return installed if installed.is_dir() else here.parent / "properties"
 
 
+def declaring_files():
+    """List all yaml files of the plug-in that declare options: those in properties/ but for the ranges in properties/search/."""
+    return sorted(path for path in properties_folder().rglob("*.yaml") if path.parent.name != "search")
+
+
 def option_files(model, dataset=None, shared=(), split_files=False):
     """List the plug-in's yaml files for a model and a data set, in the order in which they apply.
 
@@ -322,7 +327,7 @@ def document():
     """Write docs/options.md: one section for each yaml file in `properties/`."""
     folder = properties_folder()
     order = {"overall": 0, "generative": 1, "latent": 2, "model": 4, "split_files": 5, "dataset": 6}
-    files = {path: path.relative_to(folder) for path in folder.rglob("*.yaml")}
+    files = {path: path.relative_to(folder) for path in declaring_files()}
     ranked = sorted(files, key=lambda path: (order.get(files[path].with_suffix("").parts[0], 3), files[path].as_posix().lower()))
     parts = [DOCUMENT_HEAD]
     parts += [f"## properties/{files[path].as_posix()}\n\n{_section(path)}" for path in ranked]

@@ -121,6 +121,57 @@ def _tokenizer(path):
     return {"tokenizer": str(folder)} if (folder / "tokenizer.json").is_file() else {}
 
 
+def configure(model=None, dataset=None, config_file_list=None, config_dict=None):
+    """The options of a run. With `resume` or `checkpoint` among them, the other options are those of that run.
+
+    Args:
+        model, dataset, config_file_list, config_dict: as for :func:`run_recbole_flr`.
+
+    Returns:
+        :class:`recbole_flr.config.Config`.
+
+    Raises:
+        ConfigError, CheckpointError: for options that a run cannot have.
+    """
+    options = dict(config_dict or {})
+    for name in ("resume", "checkpoint"):
+        if options.get(name):
+            model, dataset, options = _options_of_run(name, model, dataset, config_file_list, options)
+            break
+    return Config(model, dataset, config_file_list, options)
+
+
+def _prepare(config):
+    """Config -> dataset, the three loaders, the trainer. The model has the weights that the option `checkpoint` names."""
+    dataset, loaders, model = _set_up(config, bool(config["checkpoint"] or config["resume"]))
+    if config["checkpoint"] and not config["resume"]:
+        _load_weights(model, config["checkpoint"], config)
+    return dataset, loaders, _trainer(config, model, dataset)
+
+
+def train_only(config, on_start, on_validation):
+    """Train and validate a model, and save its best weights. Nothing is tested and no result is written: a trial of a search.
+
+    A run with the option `resume` and the folder of this one tests it and writes its result.
+
+    Args:
+        config: from :func:`configure`.
+        on_start: called with the folder of the run before the training.
+        on_validation: called with (epoch of the stage, score) after each validation. What it raises ends the training.
+
+    Returns:
+        best score and result in validation, of the best stage.
+    """
+    from recbole_flr.factor_choice import Silent
+
+    _, (train_data, valid_data, _), trainer = _prepare(config)
+    trainer.tensorboard.close()
+    trainer.tensorboard = Silent()  # RecBole names its folder after the log file, which all trials share
+    on_start(trainer.open_folder())
+    with no_foreign_warnings():
+        return trainer.fit(train_data, valid_data, show_progress=False, callback_fn=on_validation)
+
+
 def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict=None, saved=True):
     """Train, validate and test a model of the plug-in or of RecBole.
 
@@ -141,18 +192,10 @@ def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict
         FLRError: ConfigError, DataError or CheckpointError for what a user can mend.
     """
     start = perf_counter()
-    options = dict(config_dict or {})
-    for name in ("resume", "checkpoint"):
-        if options.get(name):
-            model, dataset, options = _options_of_run(name, model, dataset, config_file_list, options)
-            break
-    config = Config(model, dataset, config_file_list, options)
-    dataset, loaders, model = _set_up(config, bool(config["checkpoint"] or config["resume"]))
+    config = configure(model, dataset, config_file_list, config_dict)
+    dataset, loaders, trainer = _prepare(config)
     train_data, valid_data, test_data = loaders
-    if config["checkpoint"] and not config["resume"]:
-        _load_weights(model, config["checkpoint"], config)
-    described = describe_run(config, model, dataset, loaders)  # now, as files may change while the run goes on
-    trainer = _trainer(config, model, dataset)
+    described = describe_run(config, trainer.model, dataset, loaders)  # now, as files may change while the run goes on
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])
     show_progress = config["show_progress"]

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # from the command line down to what all share
     ["__main__"],
     ["command"],
-    ["recommendation"],
-    ["quick_start"],
+    ["recommendation", "search"],
+    ["quick_start", "search_result", "search_space", "search_process"],
     ["factor_choice", "training.staged"],
     ["trainer"],
     ["result", "evaluation", "console"],

@@ -19,15 +19,15 @@ from recbole_flr import options as options_module
 from recbole_flr.config import Config
 from recbole_flr.errors import ConfigError, nearest
 from recbole_flr.options import (
-    FORM, Loader, Option, check, document, help_text, option_files, options_for, parse_text, parse_value, properties_folder,
-    read_options,
+    FORM, Loader, Option, check, declaring_files, document, help_text, option_files, options_for, parse_text, parse_value,
+    properties_folder, read_options,
 )
 from recbole_flr.registry import MODELS
 from recbole_flr.training.reinforcement import LatentGRPO
 from recbole_flr.training.warmup import WarmUp
 
 PACKAGE = Path(recbole_flr.__file__).parent
-FILES = sorted(properties_folder().rglob("*.yaml"))
+FILES = declaring_files()
 DOCUMENT = PACKAGE.parent / "docs" / "options.md"
 SHARED = MODELS["FLR"].shared_options
 

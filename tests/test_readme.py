@@ -222,7 +222,7 @@ def test_every_page_is_linked_from_the_readme():
 def declared():
     """Name -> all declarations of an option in properties/."""
     found = {}
-    for path in options.properties_folder().rglob("*.yaml"):
+    for path in options.declaring_files():
         for name, option in options.read_options(path).items():
             found.setdefault(name, []).append(option)
     return found
