@@ -42,7 +42,7 @@ LAYERS = [  # from the command line down to what all share
     ["data.catalog"],
     ["data.loading"],
     ["data.atomic"],
-    ["ragged", "contracts"],
+    ["ragged", "contracts", "pretrained"],
     ["errors", "data", "model", "training", ""],
 ]
 PLACE = {name: number for number, layer in enumerate(LAYERS) for name in layer}
