@@ -102,6 +102,8 @@ def recommend_main(arguments=None):
     if given.json:
         print(json.dumps(answer, ensure_ascii=False, indent=1))
         return 0
+    if "thought" in answer:
+        print(f"thought: {answer['thought']}")
     for rank, item in enumerate(answer["items"], 1):
         print(f"{rank:3d}  {item['score']:9.4f}  {item['title']}  [{item['item']}]")
         if "parts" in item:

@@ -31,6 +31,8 @@ MODELS = {
     "FLRMix": Entry("recbole_flr.model.flrmix", ("latent",)),
     "LatentR3": Entry("recbole_flr.model.latentr3", ("generative", "latent")),
     "BIGRec": Entry("recbole_flr.model.bigrec", ("generative",)),
+    "Base": Entry("recbole_flr.model.base", ("generative",)),
+    "CoT": Entry("recbole_flr.model.cot", ("generative",)),
     "SequentialRules": Entry("recbole_flr.model.sequential_rules"),
     "VSKNN": Entry("recbole_flr.model.vsknn"),
 }

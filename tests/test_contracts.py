@@ -10,6 +10,7 @@
 import pytest
 import torch
 from conftest import TINY, TINY_OPTIONS
+from helpers_pretrained import pretrain
 
 import recbole_flr
 from recbole_flr.errors import CheckpointError
@@ -23,10 +24,11 @@ OPTIONS = {"epochs": 30, "learning_rate": 0.005, "stopping_step": 30, "eval_step
 TEXT = {"epochs": 60, "eval_step": 60, "learning_rate": 0.01, "warmup_epochs": 10, "embedding_dropout": 0.0,
         "compact_vocab_size": 400, "compact_hidden_size": 32, "compact_layers": 1}
 ORDER = {"backward_weight": 0.0, "repeat_weight": 1.0}  # the board has a direction
+UNTRAINED_WRITERS = ("Base", "CoT")  # a tiny language model is trained for them first
 OWN_OPTIONS = {  # enough capacity, enough steps, no dropout
     "FLRMix": {"hidden_size": 32, "dropout": 0.0, "learning_rate": 0.01, "repeat_weight": 0.0},
     "FLR": TEXT, "LatentR3": TEXT, "BIGRec": TEXT, "SASRec": {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0},
-    "GRU4Rec": {"dropout_prob": 0.0}, "SequentialRules": ORDER, "VSKNN": ORDER,
+    "Base": {"embedding_dropout": 0.0}, "CoT": {"embedding_dropout": 0.0}, "GRU4Rec": {"dropout_prob": 0.0}, "SequentialRules": ORDER, "VSKNN": ORDER,
     "Caser": {"dropout_prob": 0.0, "reg_weight": 0.0, "learning_rate": 0.01},
 }
 
@@ -70,6 +72,8 @@ def run(request, boards, tmp_path_factory):
     name = request.param
     folder = tmp_path_factory.mktemp(name)
     options = {**TINY_OPTIONS.get(name, TINY), **OPTIONS, **OWN_OPTIONS[name], "data_path": str(boards[0])}
+    if name in UNTRAINED_WRITERS:
+        options["backbone"] = pretrain(name, "board", options, WORDS, folder / "lm")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         result = recbole_flr.run_recbole_flr(name, "board", config_dict=options)

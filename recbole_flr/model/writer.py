@@ -53,8 +53,7 @@ class Writer(SequentialRecommender, Recommender):
             self.unsaved_parameters = frozenset(name for name, p in named if not p.requires_grad)
         titles = self.catalog.tokenize(self.backbone, config["max_title_tokens"])
         name = config["prompt"] or ("paper" if self.backbone.pretrained else "compact")
-        template = Template.named(name, config["item_noun"])
-        self.collator = Collator(titles, template.chunks(self.backbone, titles), self.backbone.pad_id).to(self.device)
+        self.collator = Collator(titles, self.template(name, config["item_noun"]).chunks(self.backbone, titles), self.backbone.pad_id).to(self.device)
         items = torch.from_numpy(self.catalog.by_popularity())
         self.trie = Trie.build(titles.take(items), items.numpy()).to(self.device)
         self.num_beams, self.score = config["num_beams"], config["score"]
@@ -70,6 +69,11 @@ class Writer(SequentialRecommender, Recommender):
         """Whether items are ranked by titles that are written under the trie."""
         return True
 
+    @staticmethod
+    def template(name, noun):
+        """The text around the titles of a prompt; see :meth:`recbole_flr.data.prompt.Template.named`."""
+        return Template.named(name, noun)
+
     # reading
 
     def first_thought(self):
@@ -84,12 +88,12 @@ class Writer(SequentialRecommender, Recommender):
         prompts = self._prompts(interaction)
         use_cache = prompt_only or self.use_cache or not self.training
         first = None if prompt_only else self.first_thought()
-        context = read_prompt(self.backbone, self.backbone.embed(prompts.ids), prompts.mask, use_cache, first)
+        context = read_prompt(self.backbone, self.backbone.embed(prompts.ids), prompts.mask, use_cache, first, prompts.shared)
         context.item = prompts.item
         return context
 
     def _prompts(self, interaction):
-        return self.collator.prompts(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        return self.collator.prompts(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], head_first=True)
 
     def think(self, context, reasoner=None):
         """Context -> Thought: what stands before the title."""
