@@ -33,6 +33,7 @@ MODELS = {
     "BIGRec": Entry("recbole_flr.model.bigrec", ("generative",)),
     "Base": Entry("recbole_flr.model.base", ("generative",)),
     "CoT": Entry("recbole_flr.model.cot", ("generative",)),
+    "AlphaRec": Entry("recbole_flr.model.alpharec"),
     "SequentialRules": Entry("recbole_flr.model.sequential_rules"),
     "VSKNN": Entry("recbole_flr.model.vsknn"),
 }

@@ -24,7 +24,7 @@ LAYERS = [  # from the command line down to what all share
     ["registry", "options"],
     ["allowed_values"],
     ["model.cot"],
-    ["model.base", "model.flr", "model.flrmix", "model.latentr3", "model.bigrec", "model.sequential_rules", "model.vsknn"],
+    ["model.base", "model.alpharec", "model.flr", "model.flrmix", "model.latentr3", "model.bigrec", "model.sequential_rules", "model.vsknn"],
     ["model.memory", "model.direct_writer"],
     ["model.transitions", "model.neighbors"],
     ["model.writer", "model.counted"],
