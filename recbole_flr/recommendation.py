@@ -55,7 +55,7 @@ def recommend(checkpoint, history, k=10, config_dict=None):
         title: their score), and ``factors``: [{weight, history: [{item, title, attention}]}], one for each factor of the last
         refinement (empty for models without a thought). If the model can say where a score comes from (FLRMix), an item also has
         ``parts``: {name: summand of the score}, and ``after``: [{item, title, share}], the items of the history near which it stood
-        in the training rows.
+        in the training rows. If the model writes its reasoning (CoT), the answer also has ``thought``, a text.
 
     Raises:
         DataError: for an empty history or an unknown item.
@@ -79,7 +79,8 @@ def recommend(checkpoint, history, k=10, config_dict=None):
         model.ITEM_SEQ: torch.tensor([padded]), model.ITEM_SEQ_LEN: torch.tensor([len(items)]),
         model.USER_ID: torch.zeros(1, dtype=torch.long), model.ITEM_ID: torch.zeros(1, dtype=torch.long),
     }).to(config["device"])
-    scores = model.best_scores(interaction, k)[0].cpu()
+    with model.kept_texts() as texts:
+        scores = model.best_scores(interaction, k)[0].cpu()
     scores[0] = -torch.inf
     best = scores.topk(k)
 
@@ -88,6 +89,8 @@ def recommend(checkpoint, history, k=10, config_dict=None):
 
     answer = {"items": [{**name(item), "score": score} for item, score in
                         zip(best.indices.tolist(), best.values.tolist()) if score > -torch.inf], "factors": []}
+    if texts:
+        answer["thought"] = texts[0]["thought"]
     sources = model.explain_items(interaction, best.indices.tolist()[:len(answer["items"])])
     for entry, source in zip(answer["items"], sources or []):
         entry["parts"] = source["parts"]

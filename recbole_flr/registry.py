@@ -31,6 +31,9 @@ MODELS = {
     "FLRMix": Entry("recbole_flr.model.flrmix", ("generative", "latent")),
     "LatentR3": Entry("recbole_flr.model.latentr3", ("generative", "latent")),
     "BIGRec": Entry("recbole_flr.model.bigrec", ("generative",)),
+    "Base": Entry("recbole_flr.model.base", ("generative",)),
+    "CoT": Entry("recbole_flr.model.cot", ("generative",)),
+    "AlphaRec": Entry("recbole_flr.model.alpharec"),
     "SequentialRules": Entry("recbole_flr.model.sequential_rules"),
     "VSKNN": Entry("recbole_flr.model.vsknn"),
 }

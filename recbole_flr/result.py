@@ -1,9 +1,10 @@
 """What a run leaves for later: `result.json` (what was run, on what, with which result) and `ranks.npz` (the ranks behind it).
 
-Both are written when a run ends, for RecBole's own models as well. `docs/output.md` describes every field.
+A model that writes its reasoning also leaves `thoughts.jsonl`, the texts of the test rows. All are written when a run ends, for RecBole's own models as well. `docs/output.md` describes every field.
 """
 
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -17,7 +18,7 @@ import torch
 
 from recbole_flr.training import checkpoint
 
-RESULT, RANKS = "result.json", "ranks.npz"
+RESULT, RANKS, THOUGHTS = "result.json", "ranks.npz", "thoughts.jsonl"
 PACKAGES = ("recbole_flr", "recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy")
 COMPUTED = ("data_path", "load_col", "train_neg_sample_args", "eval_args", "tokenizer", "gpu_id", "valid_metric_bigger")
 FORMAT = 1  # of result.json; a reader refuses what it does not know
@@ -182,6 +183,14 @@ def write_ranks(folder, valid, test):
     with open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
     checkpoint.replace(temporary, Path(folder) / RANKS)
+
+
+def write_thoughts(folder, texts):
+    """Write `thoughts.jsonl`: one line of JSON for each test row whose reasoning the model wrote; no file if there is none."""
+    if texts:
+        temporary = Path(folder) / f"{THOUGHTS}.tmp"
+        temporary.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
+        checkpoint.replace(temporary, Path(folder) / THOUGHTS)
 
 
 def read_ranks(folder):

@@ -10,6 +10,7 @@
 import pytest
 import torch
 from conftest import TINY, TINY_OPTIONS
+from helpers_pretrained import pretrain
 
 import recbole_flr
 from recbole_flr.errors import CheckpointError
@@ -23,10 +24,13 @@ OPTIONS = {"epochs": 30, "learning_rate": 0.005, "stopping_step": 30, "eval_step
 TEXT = {"epochs": 60, "eval_step": 60, "learning_rate": 0.01, "warmup_epochs": 10, "embedding_dropout": 0.0,
         "compact_vocab_size": 400, "compact_hidden_size": 32, "compact_layers": 1}
 ORDER = {"backward_weight": 0.0, "repeat_weight": 1.0}  # the board has a direction
+LEAST_HIT = {"AlphaRec": 0.6}  # it does not see the order; by the colour alone it would reach 0.46
+UNTRAINED_WRITERS = ("Base", "CoT")  # a tiny language model is trained for them first
 OWN_OPTIONS = {  # enough capacity, enough steps, no dropout
     "FLRMix": {"hidden_size": 32, "dropout": 0.0, "learning_rate": 0.01, "repeat_weight": 0.0},
     "FLR": TEXT, "LatentR3": TEXT, "BIGRec": TEXT, "SASRec": {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0},
-    "GRU4Rec": {"dropout_prob": 0.0}, "SequentialRules": ORDER, "VSKNN": ORDER,
+    "AlphaRec": {"learning_rate": 0.01, "epochs": 100, "eval_step": 100, "mlp_hidden_size": 64, "num_negatives": 50},
+    "Base": {"embedding_dropout": 0.0}, "CoT": {"embedding_dropout": 0.0}, "GRU4Rec": {"dropout_prob": 0.0}, "SequentialRules": ORDER, "VSKNN": ORDER,
     "Caser": {"dropout_prob": 0.0, "reg_weight": 0.0, "learning_rate": 0.01},
 }
 
@@ -70,6 +74,8 @@ def run(request, boards, tmp_path_factory):
     name = request.param
     folder = tmp_path_factory.mktemp(name)
     options = {**TINY_OPTIONS.get(name, TINY), **OPTIONS, **OWN_OPTIONS[name], "data_path": str(boards[0])}
+    if name in UNTRAINED_WRITERS:
+        options["backbone"] = pretrain(name, "board", options, WORDS, folder / "lm")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         result = recbole_flr.run_recbole_flr(name, "board", config_dict=options)
@@ -78,7 +84,7 @@ def run(request, boards, tmp_path_factory):
 
 def test_it_learns_the_checkerboard(run):
     name, _, result, _ = run
-    assert result["test_result"]["hit@1"] > 0.95, name
+    assert result["test_result"]["hit@1"] > LEAST_HIT.get(name, 0.95), name
 
 
 def test_a_batch_is_scored_as_its_rows_are(run):
@@ -127,8 +133,8 @@ def test_recommend_gives_the_right_answer(run):
         history = [field, right_answer(field)]
         answer = recbole_flr.recommend(loaded, [WORDS[history[0]], f"f{history[1]}"], k=5)
         titles = [item["title"] for item in answer["items"]]
-        # Caser has a vector for each user, and the user of a history is not known
-        assert len(titles) == 5 and WORDS[right_answer(history[1])] in titles[:3 if name == "Caser" else 1]
+        # Caser has a vector for each user, and the user of a history is not known; AlphaRec does not see the order
+        assert len(titles) == 5 and WORDS[right_answer(history[1])] in titles[:3 if name in ("AlphaRec", "Caser") else 1]
         for factor in answer["factors"]:
             assert {entry["title"] for entry in factor["history"]} == {WORDS[each] for each in history}
     assert bool(answer["factors"]) == (name in ("FLR", "FLRMix", "LatentR3"))

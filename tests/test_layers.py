@@ -23,8 +23,9 @@ LAYERS = [  # from the command line down to what all share
     ["protocol"],
     ["registry", "options"],
     ["allowed_values"],
-    ["model.flr", "model.flrmix", "model.latentr3", "model.bigrec", "model.sequential_rules", "model.vsknn"],
-    ["model.memory"],
+    ["model.cot"],
+    ["model.base", "model.alpharec", "model.flr", "model.flrmix", "model.latentr3", "model.bigrec", "model.sequential_rules", "model.vsknn"],
+    ["model.memory", "model.direct_writer"],
     ["model.transitions", "model.neighbors"],
     ["model.writer", "model.counted", "model.title_reader"],
     ["training.warmup", "training.reinforcement", "training.mixture"],
@@ -43,7 +44,7 @@ LAYERS = [  # from the command line down to what all share
     ["data.catalog"],
     ["data.loading"],
     ["data.atomic"],
-    ["ragged", "contracts"],
+    ["ragged", "contracts", "pretrained"],
     ["errors", "data", "model", "training", ""],
 ]
 PLACE = {name: number for number, layer in enumerate(LAYERS) for name in layer}

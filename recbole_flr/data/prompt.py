@@ -16,6 +16,7 @@ Shapes: B batch, H history items, L prompt tokens, T title tokens (with the end 
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from recbole_flr.errors import ConfigError
 from recbole_flr.ragged import RaggedRows, rows_and_places
@@ -26,10 +27,11 @@ PAPER_HEAD = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n"
-    "Given a list of {noun}s that a user has chosen, recommend the next {noun} to the user.\n\n"
+    "Given a list of {noun}s that a user has chosen, {task}\n\n"
     "### Input:\n"
     "The user has chosen these {noun}s, oldest first:\n"
 )
+PAPER_TASK = "recommend the next {noun} to the user."
 PAPER_TAIL = "\n### Response:\n"
 
 
@@ -50,12 +52,14 @@ class Template:
     end_item: bool
 
     @classmethod
-    def named(cls, name, noun):
+    def named(cls, name, noun, task=PAPER_TASK, tail=PAPER_TAIL):
         """A template by its name.
 
         Args:
             name: `compact` or `paper`.
             noun: the word for one item, such as "toy"; only `paper` uses it.
+            task: the end of the instruction of `paper`, with `{noun}` for the noun.
+            tail: the end of `paper`.
 
         Raises:
             ConfigError: there is no template of that name.
@@ -63,7 +67,7 @@ class Template:
         if name == "compact":
             return cls("", "", "", "", end_item=True)
         if name == "paper":
-            return cls(PAPER_HEAD.format(noun=noun), '"', '"\n', PAPER_TAIL, end_item=False)
+            return cls(PAPER_HEAD.format(noun=noun, task=task.format(noun=noun)), '"', '"\n', tail, end_item=False)
         raise ConfigError(f"prompt: found {name!r}, expected compact | paper")
 
     def chunks(self, backbone, titles):
@@ -106,11 +110,13 @@ class Prompts:
         ids: int64 [B, L], token ids.
         mask: bool [B, L], True at real tokens.
         item: int64 [B, L], which item of the history (0 = oldest) a token belongs to, -1 for none.
+        shared: how many of the first columns are the same real tokens in all rows, as far as that is known.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor
     item: torch.Tensor
+    shared: int = 0
 
 
 class Collator:
@@ -130,20 +136,30 @@ class Collator:
         self.titles, self.chunks = self.titles.to(device), self.chunks.to(device)
         return self
 
-    def prompts(self, history, length, left=True):
+    def prompts(self, history, length, left=True, head_first=False):
         """The prompts of a batch.
 
         Args:
             history: int64 [B, H] item ids, oldest first; what stands behind `length` items is not read.
             length: int64 [B], items of each history.
             left: whether the padding stands in front.
+            head_first: whether the head stands in front of the padding, in the same columns of all rows, so that it can be read
+                once for all of them.
 
         Returns:
             :class:`Prompts`.
         """
-        ids, mask, origin = self.chunks.join_and_pad(self._pieces(history, length), self.pad, left)
+        pieces = self._pieces(history, length)
+        head = self.chunks.flat[self.chunks.start[-3]:self.chunks.start[-2]] if head_first else pieces.new_empty(0)
+        if head_first:
+            pieces = torch.where(pieces == len(self.chunks) - 2, -1, pieces)
+        ids, mask, origin = self.chunks.join_and_pad(pieces, self.pad, left)
         item = torch.where((origin >= 1) & (origin <= history.shape[1]), origin - 1, -1)
-        return Prompts(ids, mask, item)
+        if len(head):
+            widths = (len(head), 0)
+            ids = torch.cat([head.expand(len(ids), -1), ids], dim=1)
+            mask, item = nn.functional.pad(mask, widths, value=True), nn.functional.pad(item, widths, value=-1)
+        return Prompts(ids, mask, item, len(head))
 
     def prompt_lengths(self, history, length):
         """Tokens of each prompt without padding: history [B, H], length [B] -> int64 [B]."""

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from transformers.cache_utils import DynamicLayer
 
 from recbole_flr.errors import ConfigError, first_line
+from recbole_flr.pretrained import PACKAGES, find_model
 
 THOUGHT = "<|Thought|>"
 END_OF_TITLE = "<|endoftitle|>"
@@ -239,17 +240,18 @@ def build_backbone(config, texts):
         )
         lm = compact_lm(config, tokenizer).to(dtype)
     else:
-        tokenizer = load_tokenizer(config["tokenizer"] or config["backbone"])
+        name = find_model(config["backbone"])
+        tokenizer = load_tokenizer(config["tokenizer"] or name)
         try:
             lm = AutoModelForCausalLM.from_pretrained(
-                config["backbone"], dtype=dtype, attn_implementation=config["attn_implementation"],
+                name, dtype=dtype, attn_implementation=config["attn_implementation"],
                 use_safetensors=True,
             )
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"backbone: found {config['backbone']!r}, which could not be loaded ({first_line(error)}); expected "
-                "'compact', the folder of a saved transformers model with safetensors weights, or a hub name that "
-                "this machine can reach"
+                f"'compact', {', '.join(PACKAGES)}, the folder of a saved transformers model with safetensors weights, or a "
+                "hub name that this machine can reach"
             ) from error
     try:
         backbone = Backbone(

@@ -18,8 +18,8 @@ from torch import nn
 from transformers import GenerationConfig
 
 from recbole_flr.decoding import Beams, item_scores
-from recbole_flr.model.reasoner import Thought, read_prompt
-from recbole_flr.model.writer import Writer
+from recbole_flr.model.direct_writer import DirectWriter
+from recbole_flr.model.reasoner import read_prompt
 from recbole_flr.training.supervised import Supervised
 from recbole_flr.training.warmup import WarmUp
 
@@ -31,7 +31,7 @@ class SupervisedBIGRec(Supervised):
         self.model.keep_untuned()
 
 
-class BIGRec(Writer):
+class BIGRec(DirectWriter):
     """The language model writes the title right after the prompt.
 
     With ``grounding: embedding`` the model holds two backbones: `backbone`, which is trained, and `untuned`. For a pretrained
@@ -43,7 +43,6 @@ class BIGRec(Writer):
         dataset: RecBole training dataset.
     """
 
-    weights_depend_on_item_ids = False  # it reads and writes titles
     stages = (WarmUp, SupervisedBIGRec)
 
     def __init__(self, config, dataset):
@@ -68,19 +67,6 @@ class BIGRec(Writer):
     def ranks_under_trie(config):
         """``grounding: embedding`` ranks all items by distance."""
         return config["grounding"] == "trie"
-
-    def read_context(self, interaction, prompt_only=False):
-        """Read all of the prompt but its last token, which goes right before the title."""
-        prompts = self._prompts(interaction)
-        embeddings = self.backbone.embed(prompts.ids)  # the padding is on the left
-        use_cache = prompt_only or self.use_cache or not self.training
-        context = read_prompt(self.backbone, embeddings[:, :-1], prompts.mask[:, :-1], use_cache)
-        context.item, context.unread = prompts.item[:, :-1], embeddings[:, -1]
-        return context
-
-    def think(self, context, reasoner=None):
-        """There is no thought: the prompt's last token takes its place."""
-        return Thought(context, context.unread)
 
     # grounding: embedding
 

@@ -21,6 +21,8 @@ from torch import nn
 
 from recbole_flr.model.factors import FactorState
 
+WORTH_SHARING = 8  # tokens: a pass of its own for fewer of them costs more than it saves
+
 
 @dataclass
 class Context:
@@ -74,7 +76,7 @@ class Thought:
     state: FactorState | None = None
 
 
-def read_prompt(backbone, embeddings, mask, use_cache=True, first_thought=None):
+def read_prompt(backbone, embeddings, mask, use_cache=True, first_thought=None, shared=0):
     """Read prompts.
 
     Args:
@@ -83,6 +85,7 @@ def read_prompt(backbone, embeddings, mask, use_cache=True, first_thought=None):
         mask: [B, L], True at real tokens; padding may stand anywhere.
         use_cache: whether to keep keys and values; without them each further pass reads the prompt again.
         first_thought: [D], embedding that is read behind the prompt in the same pass.
+        shared: how many of the first columns are the same real tokens in all rows. With a cache they are read once for all rows.
 
     Returns:
         Context; its `thought_state` is set if there is a first thought.
@@ -95,13 +98,25 @@ def read_prompt(backbone, embeddings, mask, use_cache=True, first_thought=None):
         read = torch.cat([embeddings, first_thought.to(embeddings.dtype).expand(batch, 1, -1)], dim=1)
         visible = torch.cat([mask, mask.new_ones(batch, 1)], dim=1)
         places = torch.cat([positions, length.unsqueeze(1)], dim=1)
-    hidden, cache = backbone(read, visible, places, keep_cache=use_cache)
+    if use_cache and shared >= WORTH_SHARING:
+        hidden, cache = _read_shared(backbone, read, visible, places, shared)
+    else:
+        hidden, cache = backbone(read, visible, places, keep_cache=use_cache)
     if use_cache and first_thought is not None:
         cache = backbone.crop(cache, prompt_length)
     return Context(
         hidden[:, :prompt_length], mask, positions, length, cache if use_cache else None, embeddings,
         thought_state=None if first_thought is None else hidden[:, prompt_length:],
     )
+
+
+def _read_shared(backbone, embeddings, mask, positions, shared):
+    """One pass over the first columns, which are the same in all rows, then one over the rest: states [B, L, D] and the cache."""
+    batch = len(embeddings)
+    head, cache = backbone(embeddings[:1, :shared], mask[:1, :shared], positions[:1, :shared], keep_cache=True)
+    cache = tuple((keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)) for keys, values in cache)
+    hidden, cache = backbone(embeddings[:, shared:], mask, positions[:, shared:], cache, keep_cache=True)
+    return torch.cat([head.expand(batch, -1, -1), hidden], dim=1), cache
 
 
 def item_attention(attention, item, items):

