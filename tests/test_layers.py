@@ -39,7 +39,7 @@ LAYERS = [  # from the command line down to what all share
     ["decoding.items", "decoding.finished"],
     ["decoding.scorer"],
     ["decoding.trie"],
-    ["data.batching", "data.packing"],
+    ["data.batching", "data.packing", "data.prefixes"],
     ["data.prompt"],
     ["data.catalog"],
     ["data.loading"],

@@ -48,6 +48,35 @@ class LengthBatches:
             yield self.loader.collate_fn(rows.tolist())
 
 
+class PrefixBatches(LengthBatches):
+    """Batches in which rows that share a prompt's prefix stand together, and groups of similar length.
+
+    A group that stands on the border of two batches is cut, so that all batches but one are full.
+
+    Args:
+        loader, lengths, window, shuffle, batch_size: as for :class:`LengthBatches`.
+        groups: int64 [rows], equal for rows of one group: see :func:`recbole_flr.data.prefixes.prefix_sources`.
+    """
+
+    def __init__(self, loader, lengths, groups, window=32, shuffle=True, batch_size=None):
+        super().__init__(loader, lengths, window, shuffle, batch_size)
+        _, self.groups = groups.unique(return_inverse=True)
+        self.longest = torch.zeros(int(self.groups.max()) + 1, dtype=lengths.dtype).scatter_reduce(0, self.groups, lengths, "amax")
+
+    def batches(self):
+        """Draw the batches of one epoch: a list of int64 tensors of row numbers."""
+        if not self.shuffle:
+            return super().batches()
+        place = torch.randperm(len(self.longest), generator=self.generator)  # of each group in a random order
+        order = place[self.groups].argsort(stable=True)
+        batches = []
+        for part in order.split(self.window * self.batch_size):
+            group = self.groups[part]
+            by_length = part[(self.longest[group] * len(place) + place[group]).argsort(stable=True)]
+            batches += by_length.split(self.batch_size)
+        return [batches[i] for i in torch.randperm(len(batches), generator=self.generator).tolist()]
+
+
 class Repeat:
     """A batch that comes several times in a row.
 

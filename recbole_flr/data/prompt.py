@@ -131,6 +131,11 @@ class Collator:
     def __init__(self, titles, chunks, pad):
         self.titles, self.chunks, self.pad = titles, chunks, pad
 
+    @property
+    def tail(self):
+        """Token ids of the template's tail, which each prompt ends with: [tokens]."""
+        return self.chunks.flat[self.chunks.start[-2]:]
+
     def to(self, device):
         """Move the catalogue's tokens to a device. Returns the collator itself."""
         self.titles, self.chunks = self.titles.to(device), self.chunks.to(device)

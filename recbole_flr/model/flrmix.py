@@ -163,6 +163,10 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
             return super().prompt_lengths(interaction)
         return self.reader.collator.prompt_lengths(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
 
+    def row_groups(self, interaction):
+        """See :meth:`recbole_flr.model.titles.TitleModel.prefix_groups`: RecBole's training rows -> [rows] int64, or None."""
+        return self.reader.prefix_groups(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+
     def think(self, context, reasoner=None):
         """Refine the thought behind the histories. Returns a :class:`recbole_flr.model.reasoner.Thought`."""
         thought = (reasoner or self.reasoner).think(self.reader.encoder, context)

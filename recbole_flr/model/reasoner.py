@@ -60,6 +60,43 @@ class Context:
         positions = torch.cat([self.positions, position], dim=1)
         return backbone(torch.cat([self.embeddings, embedding], dim=1), mask, positions)[0][:, -1:]
 
+    def prefixes(self, source, tokens):
+        """Contexts of prefixes of these prompts. The prompts have a cache and no thought.
+
+        Args:
+            source: int64 [R], the prompt that each one is a prefix of.
+            tokens: int64 [R], the number of its tokens.
+        """
+        mask = self.mask[source] & (self.positions[source] < tokens.unsqueeze(1))
+        return Context(
+            self.hidden[source], mask, self.positions[source], tokens,
+            tuple((keys[source], values[source]) for keys, values in self.cache), self.embeddings[source],
+            torch.where(mask, self.item[source], -1),
+        )
+
+    def continued(self, backbone, embeddings, first_thought=None):
+        """These prompts with more tokens behind them, which are the last of the prompt. The prompts have a cache.
+
+        Args:
+            backbone: what has read the prompts.
+            embeddings: [B, S, D] of the tokens.
+            first_thought: [D], read behind them in the same pass.
+        """
+        count = embeddings.shape[1]
+        new = embeddings
+        if first_thought is not None:
+            new = torch.cat([new, first_thought.to(new.dtype).expand(len(new), 1, -1)], dim=1)
+        mask = torch.cat([self.mask, self.mask.new_ones(new.shape[:2])], dim=1)
+        positions = self.length.unsqueeze(1) + torch.arange(new.shape[1], device=new.device)
+        hidden, cache = backbone(new, mask, positions, self.cache, keep_cache=True)
+        end = self.mask.shape[1] + count
+        return Context(
+            torch.cat([self.hidden, hidden[:, :count]], dim=1), mask[:, :end],
+            torch.cat([self.positions, positions[:, :count]], dim=1), self.length + count, backbone.crop(cache, end),
+            torch.cat([self.embeddings, embeddings], dim=1), nn.functional.pad(self.item, (0, count), value=-1),
+            None if first_thought is None else hidden[:, count:],
+        )
+
 
 @dataclass
 class Thought:

@@ -37,13 +37,7 @@ class TitleReader(TitleModel):
 
     def read(self, history, length, vectors, prompt_only, first_thought):
         """As :meth:`recbole_flr.model.item_encoder.ItemReader.read`."""
-        prompts = self.collator.prompts(history, length, head_first=True)
-        place = prompts.item
-        last = (place >= 0) & (place != nn.functional.pad(place[:, 1:], (0, 1), value=-1))
-        row, token = last.nonzero(as_tuple=True)
-        added = vectors.new_zeros(*place.shape, vectors.shape[1])
-        added = added.index_put((row, token), vectors[history[row, place[row, token]]])
-        return self.read_titles(prompts, prompt_only, first_thought, added)
+        return self.read_histories(history, length, prompt_only, first_thought, vectors)
 
     def rank_titles(self, thought, top, n_items):
         """Rank by the titles that are written: [B, n_items]. Items outside the best `top` texts have -inf."""

@@ -7,10 +7,13 @@ Shapes: B batch, L prompt tokens, T title tokens (with the end of title), G thou
 V vocabulary.
 """
 
+from logging import getLogger
+
 import torch
 from torch import nn
 
 from recbole_flr.contracts import TargetScores
+from recbole_flr.data.prefixes import prefix_sources
 from recbole_flr.data.prompt import IGNORE, Collator, Template
 from recbole_flr.decoding import Trie, beam_search
 from recbole_flr.errors import ConfigError
@@ -39,6 +42,7 @@ class TitleModel(nn.Module):
         backbone: :class:`recbole_flr.model.backbone.Backbone`.
         collator: :class:`recbole_flr.data.prompt.Collator` of the catalogue.
         trie: :class:`recbole_flr.decoding.Trie` of the titles.
+        sharing: whether one pass over a prompt serves all rows of a training batch whose prompts are prefixes of it.
     """
 
     _backbone_is_frozen = False
@@ -68,6 +72,7 @@ class TitleModel(nn.Module):
         # title-level metrics need as many titles; where items of one title have a text each, that takes more texts
         self.top_texts = catalog.texts_to_cover(self.top_items) if config["title_metrics"] else self.top_items
         self.use_cache = not config["gradient_checkpointing"]
+        self.share_prefixes, self.sharing = config["share_prefixes"], False
 
     @staticmethod
     def template(name, noun):
@@ -86,23 +91,88 @@ class TitleModel(nn.Module):
 
     # reading
 
-    def read_titles(self, prompts, prompt_only, first_thought=None, added=None):
-        """Read prompts. Returns a :class:`recbole_flr.model.reasoner.Context`.
+    def read_histories(self, history, length, prompt_only=False, first_thought=None, vectors=None, leave_last=False):
+        """Read the prompts of histories. Returns a :class:`recbole_flr.model.reasoner.Context`.
 
         Args:
-            prompts: :class:`recbole_flr.data.prompt.Prompts`.
-            prompt_only: the context has a cache in any case, as several thoughts share it.
+            history: [B, H] item ids.
+            length: [B], items of each history.
+            prompt_only: the context has a cache in any case, as several thoughts share it, and it does not depend on the thought.
             first_thought: [D], embedding that is read in one pass with the prompt; None if there is none.
-            added: [B, L, D], added to the embeddings of the tokens; None for nothing.
+            vectors: [n_items, D], added to the embedding of the last token of each title; None for nothing.
+            leave_last: leave the last token of the prompt `unread`.
         """
         use_cache = prompt_only or self.use_cache or not self.training
-        embeddings = self.backbone.embed(prompts.ids)
-        if added is not None:
-            embeddings = embeddings + added.to(embeddings.dtype)
         first = None if prompt_only else first_thought
-        context = read_prompt(self.backbone, embeddings, prompts.mask, use_cache, first, prompts.shared)
-        context.item = prompts.item
+        if self.sharing and self.training and use_cache:
+            longest, source = prefix_sources(history, length).unique(return_inverse=True)
+            if len(longest) < len(history):
+                tokens = self.collator.prompt_lengths(history, length)
+                return self._read_prefixes(history[longest], length[longest], source, tokens, first, vectors, leave_last)
+        prompts, embeddings = self._embed(history, length, vectors)
+        last = prompts.ids.shape[1] - int(leave_last)  # the padding is not on the right
+        context = read_prompt(self.backbone, embeddings[:, :last], prompts.mask[:, :last], use_cache, first, prompts.shared)
+        context.item = prompts.item[:, :last]
+        if leave_last:
+            context.unread = embeddings[:, -1]
         return context
+
+    def _embed(self, history, length, vectors):
+        """The prompts of histories, and the embeddings of their tokens [B, L, D]."""
+        prompts = self.collator.prompts(history, length, head_first=True)
+        embeddings, item = self.backbone.embed(prompts.ids), prompts.item
+        if vectors is not None:
+            row, token = ((item >= 0) & (item != nn.functional.pad(item[:, 1:], (0, 1), value=-1))).nonzero(as_tuple=True)
+            added = vectors[history[row, item[row, token]]].to(embeddings.dtype)
+            embeddings = embeddings.index_put((row, token), added, accumulate=True)
+        return prompts, embeddings
+
+    def _read_prefixes(self, history, length, source, tokens, first_thought, vectors, leave_last):
+        """Read prompts of which each is a prefix of one of some longest ones, but for the tail of the template.
+
+        Args:
+            history, length: of the longest prompts.
+            source: [B], the longest prompt of each row.
+            tokens: [B], tokens of each row's own prompt.
+            first_thought, vectors, leave_last: as for :meth:`read_histories`.
+        """
+        prompts, embeddings = self._embed(history, length, vectors)
+        tail = self.collator.tail
+        end = prompts.ids.shape[1] - len(tail)
+        context = read_prompt(self.backbone, embeddings[:, :end], prompts.mask[:, :end], shared=prompts.shared)
+        context.item, tokens = prompts.item[:, :end], tokens - len(tail)
+        unread, behind = None, self.backbone.embed(tail.expand(len(source), -1))
+        if leave_last and len(tail):
+            unread, behind = behind[:, -1], behind[:, :-1]
+        elif leave_last:
+            tokens = tokens - 1
+            last = context.mask[source] & (context.positions[source] == tokens.unsqueeze(1))
+            unread = embeddings[source, last.long().argmax(1)]
+        context = context.prefixes(source, tokens)
+        if behind.shape[1]:
+            context = context.continued(self.backbone, behind, first_thought)
+        context.unread = unread
+        return context
+
+    def prefix_groups(self, history, length):
+        """Which training rows share one pass over their prompts; None if the rows are read one by one.
+
+        `share_prefixes: auto` shares if that makes the tokens of all prompts at least a third fewer.
+
+        Args:
+            history: [R, H] item ids of all training rows.
+            length: [R].
+
+        Returns:
+            int64 [R], equal for the rows of a group; or None.
+        """
+        source, tokens = prefix_sources(history, length), self.collator.prompt_lengths(history, length)
+        fewer = int(tokens.sum()) / max(int(tokens[source.unique()].sum()), 1)
+        wanted = fewer >= 1.5 if self.share_prefixes == "auto" else self.share_prefixes
+        self.sharing = bool(wanted and self.use_cache)
+        if self.sharing:
+            getLogger().info(f"Rows share the prefixes of their prompts: {fewer:.1f} times fewer tokens (share_prefixes)")
+        return source if self.sharing else None
 
     def title_states(self, thought, titles):
         """States that predict each token of a title.

@@ -62,7 +62,7 @@ class Writer(TitleModel, SequentialRecommender, Recommender):
 
         With ``prompt_only`` the context has a cache in any case, as several thoughts share it.
         """
-        return self.read_titles(self._prompts(interaction), prompt_only, self.first_thought())
+        return self.read_histories(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], prompt_only, self.first_thought())
 
     def _prompts(self, interaction):
         return self.collator.prompts(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], head_first=True)
@@ -89,6 +89,10 @@ class Writer(TitleModel, SequentialRecommender, Recommender):
     def prompt_lengths(self, interaction):
         """Tokens of each row's prompt, [rows] int64."""
         return self.collator.prompt_lengths(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+
+    def row_groups(self, interaction):
+        """See :meth:`TitleModel.prefix_groups`: RecBole's training rows -> [rows] int64, or None."""
+        return self.prefix_groups(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
 
     # RecBole's interface
 

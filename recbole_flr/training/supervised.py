@@ -1,6 +1,6 @@
 """The supervised stage: the model learns to write the title of the next item."""
 
-from recbole_flr.data.batching import LengthBatches
+from recbole_flr.data.batching import LengthBatches, PrefixBatches
 from recbole_flr.training.stage import Stage
 
 
@@ -10,11 +10,13 @@ class Supervised(Stage):
     name = "sft"
 
     def loader(self, train_data):
-        """RecBole's rows in batches of similar prompt length."""
-        lengths = self.model.prompt_lengths(train_data._dataset.inter_feat)
-        return LengthBatches(
-            train_data, lengths, shuffle=self.config["shuffle"], batch_size=self.config["train_batch_size"]
-        )
+        """RecBole's rows in batches of similar prompt length; rows that share the prefixes of their prompts stand together."""
+        rows = train_data._dataset.inter_feat
+        lengths, groups = self.model.prompt_lengths(rows), self.model.row_groups(rows)
+        settings = {"shuffle": self.config["shuffle"], "batch_size": self.config["train_batch_size"]}
+        if groups is None:
+            return LengthBatches(train_data, lengths, **settings)
+        return PrefixBatches(train_data, lengths, groups, **settings)
 
     def learning_rate_at(self, epoch):
         """Falls by the factor `learning_rate_decay` after each epoch."""

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from recbole_flr.data.batching import LengthBatches
+from recbole_flr.data.batching import LengthBatches, PrefixBatches
 
 ROWS, BATCH = 1003, 16
 LENGTHS = torch.randint(5, 120, (ROWS,), generator=torch.Generator().manual_seed(1))
@@ -67,3 +67,43 @@ def test_without_shuffling_rows_come_in_order():
     loader = SimpleNamespace(batch_size=3, generator=torch.Generator(), sampler=None, _dataset=None, collate_fn=lambda rows: rows)
     batches = LengthBatches(loader, torch.tensor([5, 1, 4, 2, 3, 9, 7]), shuffle=False)
     assert list(batches) == [[0, 1, 2], [3, 4, 5], [6]] and len(batches) == 3
+
+
+# groups of rows that share a prefix
+
+GROUPS = torch.randint(0, 300, (ROWS,), generator=torch.Generator().manual_seed(2)) * 7
+
+
+def make_groups(seed=3, shuffle=True):
+    loader = SimpleNamespace(batch_size=BATCH, generator=torch.Generator().manual_seed(seed), sampler=object(),
+                             _dataset=object(), collate_fn=lambda rows: rows)
+    return PrefixBatches(loader, LENGTHS, GROUPS, shuffle=shuffle)
+
+
+def test_rows_of_a_group_stand_together():
+    loader = make_groups()
+    batches = list(loader)
+    assert sorted(row for batch in batches for row in batch) == list(range(ROWS)) and len(batches) == len(loader)
+    assert sorted(map(len, batches)) == [ROWS % BATCH] + [BATCH] * (ROWS // BATCH)
+    parts = sum(len(set(GROUPS[batch].tolist())) for batch in batches)
+    assert parts <= len(set(GROUPS.tolist())) + len(batches)  # at most one group is cut at each border
+
+
+def test_groups_of_similar_length_make_a_batch():
+    longest = {group: LENGTHS[GROUPS == group].max().item() for group in set(GROUPS.tolist())}
+
+    def waste(batches):
+        return sum(max(longest[g] for g in GROUPS[rows].tolist()) - longest[g] for rows in batches for g in GROUPS[rows].tolist())
+
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(5))
+    assert waste(make_groups().batches()) < 0.3 * waste(order.split(BATCH))
+
+
+def test_epochs_of_groups_differ_and_can_be_repeated():
+    loader = make_groups()
+    first, second = list(loader), list(loader)
+    assert first != second and list(make_groups()) == first and list(make_groups(seed=4)) != first
+
+
+def test_groups_without_shuffling_keep_the_order():
+    assert [row for batch in make_groups(shuffle=False) for row in batch] == list(range(ROWS))
