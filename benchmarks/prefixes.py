@@ -80,11 +80,13 @@ def check_equal(given):
         AssertionError: if one differs.
     """
     model, _, loader = prepare(given, True, embedding_dropout=0.0, lora_dropout=0.0, compact_dropout=0.0)
-    batch = next(iter(loader))
-    source = prefix_sources(batch[model.ITEM_SEQ], batch[model.ITEM_SEQ_LEN])
-    size = source.bincount()[source]  # of each row's group
-    if size.max() == 1:
-        raise AssertionError("no two rows of the first batch share a prefix; there is nothing to measure")
+    for batch in loader:
+        source = prefix_sources(batch[model.ITEM_SEQ], batch[model.ITEM_SEQ_LEN])
+        size = source.bincount()[source]  # of each row's group
+        if size.max() > 1:
+            break
+    else:
+        raise AssertionError("no two rows of a batch share a prefix; there is nothing to measure")
     batch = batch[size.argsort(descending=True, stable=True)[:8]].to(model.device)
     reader = model.reader if given.model == "FLRMix" else model
     if given.model == "FLRMix":
