@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # from the command line down to what all share
     ["__main__"],
     ["command"],
-    ["recommendation", "search"],
-    ["quick_start", "search_result", "search_space", "search_process"],
+    ["bulk_recommendation", "search"],
+    ["recommendation"],
+    ["quick_start", "search_result", "search_space", "search_process", "user_files"],
     ["factor_choice", "training.staged"],
     ["trainer"],
     ["result", "evaluation", "console"],
