@@ -1,8 +1,8 @@
 """Recommendations for many users, in a file.
 
-The users are ranked in batches. Every few thousand users a part is written beside the output, so that a run that was stopped goes on
-with the next part. At the end the parts are joined, and the output appears in one step. The memory that this needs, beside that of
-the model and its data set, does not depend on the number of users.
+The users are ranked in batches. After each 10,000 users a part is written beside the output, so that a command that was
+stopped goes on with the next part. At the end the parts are joined, and the output appears in one step. Beside the model and its
+data set, one part at a time is in memory.
 """
 
 import json
@@ -27,7 +27,8 @@ from recbole_flr.training import checkpoint as checkpoints
 from recbole_flr.user_files import check_user_file, count_users, quoted, read_users
 
 FORMATS = {  # of the output, by its ending
-    ".parquet": "FORMAT parquet", ".csv": "FORMAT csv, HEADER", ".tsv": "FORMAT csv, HEADER, DELIMITER '\t'", ".jsonl": "FORMAT json",
+    ".parquet": "FORMAT parquet", ".csv": "FORMAT csv, HEADER", ".tsv": "FORMAT csv, HEADER, DELIMITER '\t'",
+    ".jsonl": "FORMAT json",
 }
 ROWS_PER_PART = 10_000
 
@@ -52,8 +53,8 @@ def recommend_many(checkpoint, users, out, k=10, skip_unknown=False, config_dict
 
     Args:
         checkpoint: folder of a run.
-        users: ``test``: the rows of the test data, as they were tested. ``all``: every user of the data set with his whole sequence,
-            so that the next item is recommended. Or the path of a file (:mod:`recbole_flr.user_files`).
+        users: ``test``: the rows of the test data, as they were tested. ``all``: every user of the data set with the whole
+            sequence, so that the next item is recommended. Or the path of a file (:mod:`recbole_flr.user_files`).
         out: path of the output: .parquet, .csv, .tsv or .jsonl. It has a row for each recommended item: row (number of the user's
             row, from 1), user_id, rank (from 1), item_id, title, score.
         k: items for each user. A model that writes titles with beams may reach fewer.
@@ -67,8 +68,8 @@ def recommend_many(checkpoint, users, out, k=10, skip_unknown=False, config_dict
 
     Raises:
         ConfigError: for an output or a number of items that cannot be.
-        DataError: for a file of users that cannot be read, or an unknown item in it (the message names the line), or an output that
-            cannot be written.
+        DataError: for a file of users that cannot be read, for an unknown item in it (the message names the line), or for an
+            output that cannot be written.
     """
     start, out = perf_counter(), Path(out)
     if out.suffix not in FORMATS:
@@ -155,7 +156,7 @@ class _TestRows(_InDataSet):
 
 
 class _AllUsers(_InDataSet):
-    """Every user with his whole sequence, which is the history and the target of his latest row."""
+    """Every user with the whole sequence, which is the history and the target of the user's latest row."""
 
     identity = "all"
 
@@ -193,7 +194,7 @@ class _FileRows:
         self.total = count_users(path)
 
     def parts(self, start, size):
-        """Yield (users, counts) of each part from row `start` (from 0) on. A user that the data set does not have gets user id 0."""
+        """Yield (users, counts) of each part from row `start` (from 0) on. A user whom the data set does not have gets id 0."""
         lines = enumerate(read_users(self._path), 1)
         next(islice(lines, start, start), None)  # leaves out the first rows
         while part := list(islice(lines, size)):
@@ -225,7 +226,7 @@ class _FileRows:
                 raise DataError(f"{place}: found the item {item!r}, which the catalogue does not have; correct it, or leave out "
                                 "unknown items with --skip-unknown")
         if not known and not self._skip:
-            raise DataError(f"{place}: found an empty history, expected at least one item id; correct it, or leave such users out "
+            raise DataError(f"{place}: found an empty history, expected at least one item id; correct it, or leave out such users "
                             "with --skip-unknown")
         return known
 
@@ -324,11 +325,12 @@ class _Parts:
         """Write the rows of a query to a temporary name, and move the file into place."""
         temporary = self.folder / f"{path.name}.tmp"
         try:
-            with duckdb.connect(config={"temp_directory": str(self.folder / "spilled")}) as database:
+            settings = {"temp_directory": str(self.folder / "spilled"), "memory_limit": "500MB", "threads": 1}
+            with duckdb.connect(config=settings) as database:
                 if frame is not None:
                     database.register("frame", frame)
                 database.execute(f"COPY ({query}) TO {quoted(temporary)} ({form})")
             checkpoints.replace(temporary, path)
         except (duckdb.Error, OSError) as error:
-            raise DataError(f"out: cannot write {path} ({first_line(error)}); the parts so far are in {self.folder}, and the same "
-                            "command goes on with them") from error
+            raise DataError(f"out: cannot write {path} ({first_line(error)}); the parts so far are in {self.folder}, and the "
+                            "same command goes on with them") from error

@@ -1,4 +1,4 @@
-"""The command lines: `run_recbole_flr.py` and `python -m recbole_flr recommend`."""
+"""The command lines: `run_recbole_flr.py`, `python -m recbole_flr recommend` and `python -m recbole_flr export`."""
 
 import argparse
 import json
@@ -136,4 +136,23 @@ def recommend_main(arguments=None):
         print(f"factor {number}: weight {factor['weight']:.3f}, looked at")
         for entry in factor["history"]:
             print(f"     {entry['attention']:.3f}  {entry['title']}")
+    return 0
+
+
+def export_main(arguments=None):
+    """Entry point of `python -m recbole_flr export`."""
+    parser = argparse.ArgumentParser("python -m recbole_flr export", description="Write a trained model for other programs.")
+    parser.add_argument("--checkpoint", required=True, help="folder of a run, such as saved/FLRMix-toys_demo-...")
+    parser.add_argument("--out", required=True, help="folder to write; an earlier export in it is replaced")
+    parser.add_argument("--data_path", help="where the data sets are, if not where they were at training")
+    given = parser.parse_args(arguments)
+    changes = {"state": "ERROR", "show_progress": False, **({"data_path": given.data_path} if given.data_path else {})}
+    try:
+        from recbole_flr.export import export
+
+        for name, meaning in export(given.checkpoint, given.out, changes).items():
+            print(f"{given.out}/{name}: {meaning}")
+    except FLRError as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 2
     return 0

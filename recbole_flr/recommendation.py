@@ -20,11 +20,9 @@ def resolve_items(dataset, catalog, history):
         DataError: for an unknown entry; it names the nearest title.
     """
     by_token = dataset.field2token_id[dataset.iid_field]
-    by_text = {catalog.titles[item]: item for item in reversed(catalog.by_popularity().tolist())}
-    by_text.update({text: item for item, text in enumerate(catalog.texts) if item})
     items = []
     for entry in history:
-        item = by_token.get(str(entry)) or by_text.get(str(entry))
+        item = by_token.get(str(entry)) or catalog.item_of.get(str(entry))
         if not item:
             near = difflib.get_close_matches(str(entry), catalog.titles[1:], n=1, cutoff=0.0)
             raise DataError(f"history: found {entry!r}, which is neither an item id nor a title of the catalogue; "

@@ -89,7 +89,8 @@ def _open(path, mode="rt"):
 def _check_columns(path, columns):
     missing = [name for name in (USER, HISTORY) if name not in columns]
     if missing:
-        raise DataError(f"users: {path} has no column {' and '.join(missing)}; its columns are {', '.join(map(str, columns)) or 'none'}")
+        found = ", ".join(map(str, columns)) or "none"
+        raise DataError(f"users: {path} has no column {' and '.join(missing)}; its columns are {found}")
 
 
 def _read_csv(path):

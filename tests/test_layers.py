@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # from the command line down to what all share
     ["__main__"],
     ["command"],
-    ["bulk_recommendation", "search"],
+    ["bulk_recommendation", "export", "search"],
     ["recommendation"],
     ["quick_start", "search_result", "search_space", "search_process", "user_files"],
     ["factor_choice", "training.staged"],
@@ -32,7 +32,7 @@ LAYERS = [  # from the command line down to what all share
     ["training.supervised"],
     ["training.stage", "training.grpo", "training.checkpoint", "training.untrained", "model.tree"],
     ["model.reasoner"],
-    ["model.factors", "model.backbone", "model.item_encoder", "model.mixture", "model.blend", "model.text_vectors"],
+    ["model.factors", "model.backbone", "model.item_encoder", "model.mixture", "model.blend", "model.text_vectors", "model.remembered"],
     ["decoding"],
     ["decoding.exact", "decoding.beam"],
     ["decoding.items", "decoding.finished"],

@@ -71,7 +71,7 @@ def test_lines_behind_a_quoted_line_end_keep_their_numbers():
     ("a.csv", "user_id,history\nu,[1\n", "a.csv, line 2: found the history '\\[1', which is no JSON list"),
     ("a.csv", 'user_id,history\n"u,a\n', "a.csv, line 2: unexpected end"),
     ("a.csv", b"user_id,history\nu,a\nu\xff,a\n", "a.csv, line .: 'utf-8' codec can't decode"),
-    ("a.jsonl", '{"user_id": 1, "history": []}\n{"user_id": 1}\n', "a.jsonl, line 2: found .* expected an object with user_id and"),
+    ("a.jsonl", '{"user_id": 1, "history": []}\n{"user_id": 1}\n', "a.jsonl, line 2: found .* expected an object"),
     ("a.jsonl", "[1]\n", "a.jsonl, line 1: found '\\[1\\]', expected an object"),
     ("a.jsonl", "\n{\n", "a.jsonl, line 2: Expecting property name"),
     ("a.jsonl", '{"user_id": 1, "history": 3}', "a.jsonl, line 1: found the history 3, expected a list"),
@@ -85,7 +85,9 @@ def test_what_cannot_be_read(name, text, message):
         list(read_users(name))
 
 
-@pytest.mark.parametrize("name, message", [("tests", "expected test, all, or a file"), ("a.xlsx", "expected test"), ("no.csv", "no file")])
+@pytest.mark.parametrize("name, message", [
+    ("tests", "expected test, all, or a file"), ("a.xlsx", "expected test"), ("no.csv", "no file"),
+])
 def test_what_is_no_file_of_users(name, message):
     with pytest.raises(DataError, match=message):
         check_user_file(name)

@@ -26,6 +26,7 @@ from recbole_flr.model.item_encoder import ItemEncoder
 from recbole_flr.model.memory import TABLES, Memory
 from recbole_flr.model.mixture import ItemVectors, MixtureHead, log_probs, target_log_probs
 from recbole_flr.model.reasoner import Context, Reasoner, item_attention, read_prompt
+from recbole_flr.model.remembered import Remembered
 from recbole_flr.model.text_vectors import stored_vectors, word_vectors
 from recbole_flr.training.mixture import MixtureTraining
 from recbole_flr.training.reinforcement import LatentGRPO
@@ -77,6 +78,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         self.vectors = ItemVectors(
             self.n_items, width, config["use_ids"], self._text_vectors(config, dataset, known), torch.from_numpy(known)
         )
+        self._remembered = Remembered()
         self.head = MixtureHead(width, config["dropout"], config["mixture"])
         self.reasoner = Reasoner(
             FactorStep(width, config["num_factors"]), width, config["num_refinements"], config["attend_thought"]
@@ -122,9 +124,13 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
 
     # reading and thinking
 
+    def _item_vectors(self):
+        """The item vectors [n, D]. A user alone is answered faster if they are not put together again."""
+        return self._remembered.of([*self.vectors.parameters(), *self.vectors.buffers()], self.vectors)
+
     def read_context(self, interaction, prompt_only=False):
         """Read the histories of a batch. Returns an :class:`ItemContext`; see :meth:`recbole_flr.contracts.Thinker.read_context`."""
-        history, vectors = interaction[self.ITEM_SEQ], self.vectors()
+        history, vectors = interaction[self.ITEM_SEQ], self._item_vectors()
         mask = history != 0
         first = None if prompt_only else self.reasoner.initial
         context = read_prompt(self.encoder, vectors[history], mask, True, first)
@@ -278,6 +284,12 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
             if self.fits_weights:
                 self.weights.update({name: weight for name, weight in para["weights"].items() if name in self.weights})
         super().load_other_parameter(para)
+
+    # for other programs
+
+    def retrieval(self, interaction):
+        """See :meth:`recbole_flr.contracts.Recommender.retrieval`."""
+        return self._distribution(self.think(self.read_context(interaction)))
 
     # explanations
 
