@@ -107,16 +107,18 @@ class Search:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.study = self._open_study()
 
+    def _storage(self):
+        """Optuna's storage of the trials: an SQLite file, whose lock processes wait for."""
+        address = f"sqlite:///{(self.folder / STUDY).resolve()}"
+        return self.optuna.storages.RDBStorage(address, engine_kwargs={"connect_args": {"timeout": 120}})
+
     def _open_study(self):
         """Open or create the study. Two processes that begin at once may disturb each other; then this tries again."""
         optuna = self.optuna
         for attempt in range(10):
             try:
-                storage = optuna.storages.RDBStorage(
-                    f"sqlite:///{(self.folder / STUDY).resolve()}", engine_kwargs={"connect_args": {"timeout": 120}}
-                )
                 study = optuna.create_study(
-                    storage=storage, study_name="search", load_if_exists=True,
+                    storage=self._storage(), study_name="search", load_if_exists=True,
                     direction="maximize" if self.bigger else "minimize",
                     pruner=optuna.pruners.MedianPruner(UNPRUNED_TRIALS, UNPRUNED_VALIDATIONS),
                 )
