@@ -7,7 +7,8 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 _PLACES = {  # public name -> module
-    "Config": "config", "load_data_and_model": "quick_start", "recommend": "recommendation", "run_recbole_flr": "quick_start",
+    "Config": "config", "load_data_and_model": "quick_start", "recommend": "recommendation",
+    "recommend_many": "bulk_recommendation", "run_recbole_flr": "quick_start", "run_search": "search",
 }
 __all__ = list(_PLACES)
 

@@ -1,10 +1,10 @@
-"""`python -m recbole_flr run ...`, `python -m recbole_flr recommend ...` and `python -m recbole_flr backbone ...`."""
+"""`python -m recbole_flr COMMAND ...`: run, recommend, export, backbone."""
 
 import sys
 
-from recbole_flr.command import backbone_main, main, recommend_main
+from recbole_flr.command import backbone_main, export_main, main, recommend_main
 
-COMMANDS = {"run": main, "recommend": recommend_main, "backbone": backbone_main}
+COMMANDS = {"run": main, "recommend": recommend_main, "export": export_main, "backbone": backbone_main}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:

@@ -1,4 +1,4 @@
-"""The command lines: `run_recbole_flr.py`, `python -m recbole_flr recommend` and `python -m recbole_flr backbone`."""
+"""The command lines: `run_recbole_flr.py`, and `python -m recbole_flr` with recommend, export and backbone."""
 
 import argparse
 import json
@@ -98,13 +98,25 @@ def recommend_main(arguments=None):
     """Entry point of `python -m recbole_flr recommend`."""
     parser = argparse.ArgumentParser("python -m recbole_flr recommend", description="Recommend the next items for a history.")
     parser.add_argument("--checkpoint", required=True, help="folder of a run, such as saved/FLR-toys_demo-...")
-    parser.add_argument("--history", required=True, nargs="+", help="titles or item ids, oldest first")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--history", nargs="+", help="titles or item ids, oldest first")
+    asked.add_argument("--users", help="test, all, or a csv, tsv, jsonl or parquet file with the columns user_id and history")
     parser.add_argument("--k", type=int, default=10, help="how many items")
+    parser.add_argument("--out", help="with --users: file to write, .parquet, .csv, .tsv or .jsonl")
+    parser.add_argument("--skip-unknown", action="store_true", help="with --users: leave out unknown items and count them")
     parser.add_argument("--data_path", help="where the data sets are, if not where they were at training")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
+    if (given.users is None) != (given.out is None):
+        parser.error("argument --out: --users and --out belong together")
     changes = {"state": "ERROR", "show_progress": False, **({"data_path": given.data_path} if given.data_path else {})}
     try:
+        if given.users is not None:
+            from recbole_flr.bulk_recommendation import describe, recommend_many
+
+            summary = recommend_many(given.checkpoint, given.users, given.out, given.k, given.skip_unknown, changes)
+            print(json.dumps(summary) if given.json else describe(summary, given.out))
+            return 0
         from recbole_flr.recommendation import recommend
 
         answer = recommend(given.checkpoint, given.history, given.k, changes)
@@ -147,4 +159,23 @@ def backbone_main(arguments=None):
         print(f"backbone: {str(error).removeprefix('backbone: ')}", file=sys.stderr)
         return 2
     print(f"{given.name} is in {folder}. Use it with --backbone={given.name}")
+    return 0
+
+
+def export_main(arguments=None):
+    """Entry point of `python -m recbole_flr export`."""
+    parser = argparse.ArgumentParser("python -m recbole_flr export", description="Write a trained model for other programs.")
+    parser.add_argument("--checkpoint", required=True, help="folder of a run, such as saved/FLRMix-toys_demo-...")
+    parser.add_argument("--out", required=True, help="folder to write; an earlier export in it is replaced")
+    parser.add_argument("--data_path", help="where the data sets are, if not where they were at training")
+    given = parser.parse_args(arguments)
+    changes = {"state": "ERROR", "show_progress": False, **({"data_path": given.data_path} if given.data_path else {})}
+    try:
+        from recbole_flr.export import export
+
+        for name, meaning in export(given.checkpoint, given.out, changes).items():
+            print(f"{given.out}/{name}: {meaning}")
+    except FLRError as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 2
     return 0

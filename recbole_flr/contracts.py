@@ -126,6 +126,19 @@ class Recommender:
         """
         return None
 
+    def retrieval(self, interaction):
+        """Vectors whose products rank the items; None if the model does not rank so.
+
+        Returns:
+            queries [B, K, D], the logarithm of their weights [B, K], and the item vectors [n_items, D]. The probability of item i is
+            the sum over k of weight_k * softmax over the items of (query_k . vector_i).
+        """
+        return None
+
+    def language_model(self):
+        """The :class:`recbole_flr.model.backbone.Backbone` that reads titles; None for a model without one."""
+        return None
+
     def explain(self, interaction):
         """What the model looked at; None if it cannot say.
 

@@ -2,6 +2,7 @@
 
 import difflib
 
+import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
@@ -19,11 +20,9 @@ def resolve_items(dataset, catalog, history):
         DataError: for an unknown entry; it names the nearest title.
     """
     by_token = dataset.field2token_id[dataset.iid_field]
-    by_text = {catalog.titles[item]: item for item in reversed(catalog.by_popularity().tolist())}
-    by_text.update({text: item for item, text in enumerate(catalog.texts) if item})
     items = []
     for entry in history:
-        item = by_token.get(str(entry)) or by_text.get(str(entry))
+        item = by_token.get(str(entry)) or catalog.item_of.get(str(entry))
         if not item:
             near = difflib.get_close_matches(str(entry), catalog.titles[1:], n=1, cutoff=0.0)
             raise DataError(f"history: found {entry!r}, which is neither an item id nor a title of the catalogue; "
@@ -38,6 +37,53 @@ def _read_catalog(config, dataset):
         return Catalog.from_dataset(config, dataset)
     except DataError:
         return Catalog([str(token) for token in dataset.field2id_token[dataset.iid_field]])
+
+
+def prepare(config, model, train_data):
+    """Let a model read histories and name items.
+
+    Raises:
+        ConfigError: if the model reads no histories.
+    """
+    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+        raise ConfigError(f"recommend: found a {config['model']}, expected a sequential model, which reads a history")
+    if model.catalog is None:
+        model.catalog = _read_catalog(config, train_data._dataset)
+
+
+def check_count(model, k):
+    """Make sure that a model can rank k items.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    most = min(len(model.catalog) - 1, model.most_items() or len(model.catalog))
+    if not 1 <= k <= most:
+        raise ConfigError(f"k: found {k}, expected 1 to {most} (num_beams and the catalogue bound it)")
+
+
+def history_batch(config, model, histories, users=None):
+    """Histories -> RecBole's batch. The latest MAX_ITEM_LIST_LENGTH items of each count.
+
+    Args:
+        config: of the run.
+        model: of the run.
+        histories: list of B lists of item ids, none of them empty.
+        users: [B] user ids; None for users that the data set does not have.
+
+    Returns:
+        RecBole's Interaction, on the CPU.
+    """
+    most, size = config["MAX_ITEM_LIST_LENGTH"], len(histories)
+    items = np.zeros((size, most), dtype=np.int64)
+    lengths = np.array([min(len(history), most) for history in histories], dtype=np.int64)
+    for row, (history, length) in enumerate(zip(histories, lengths)):
+        items[row, :length] = history[-length:]
+    users = torch.zeros(size, dtype=torch.long) if users is None else torch.as_tensor(users, dtype=torch.long)
+    return Interaction({
+        model.ITEM_SEQ: torch.from_numpy(items), model.ITEM_SEQ_LEN: torch.from_numpy(lengths),
+        model.USER_ID: users, model.ITEM_ID: torch.zeros(size, dtype=torch.long),
+    })
 
 
 @torch.no_grad()
@@ -63,22 +109,13 @@ def recommend(checkpoint, history, k=10, config_dict=None):
     """
     loaded = checkpoint if isinstance(checkpoint, tuple) else load_data_and_model(checkpoint, config_dict)
     config, model, dataset, train_data = loaded[:4]
-    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
-        raise ConfigError(f"recommend: found a {config['model']}, expected a sequential model, which reads a history")
-    if model.catalog is None:
-        model.catalog = _read_catalog(config, train_data._dataset)
+    prepare(config, model, train_data)
     catalog = model.catalog
-    most = min(len(catalog) - 1, model.most_items() or len(catalog))
-    if not 1 <= k <= most:
-        raise ConfigError(f"k: found {k}, expected 1 to {most} (num_beams and the catalogue bound it)")
+    check_count(model, k)
     if not history:
         raise DataError("history: found none, expected at least one title or item id")
     items = resolve_items(dataset, catalog, history)[-config["MAX_ITEM_LIST_LENGTH"]:]
-    padded = items + [0] * (config["MAX_ITEM_LIST_LENGTH"] - len(items))
-    interaction = Interaction({
-        model.ITEM_SEQ: torch.tensor([padded]), model.ITEM_SEQ_LEN: torch.tensor([len(items)]),
-        model.USER_ID: torch.zeros(1, dtype=torch.long), model.ITEM_ID: torch.zeros(1, dtype=torch.long),
-    }).to(config["device"])
+    interaction = history_batch(config, model, [items]).to(config["device"])
     with model.kept_texts() as texts:
         scores = model.best_scores(interaction, k)[0].cpu()
     scores[0] = -torch.inf

@@ -2,8 +2,9 @@
 
 Each trial is a run that is trained and validated, but not tested. Optuna's TPE sampler (Bergstra et al., "Algorithms for
 hyper-parameter optimization", NeurIPS 2011) proposes the options of a trial. Optuna's median pruner ends a trial whose best
-validation so far is below the median of the finished trials after as many validations. The first trial has the options as given. Therefore the
-chosen trial is never worse in validation than the options that the search began with. Only the chosen trial is tested, once.
+validation so far is below the median of the finished trials after as many validations. The first trial has the options as given.
+Therefore the chosen trial is never worse in validation than the options that the search began with. Only the chosen trial is
+tested, once.
 
 All trials are kept in an SQLite file. The same command continues a search that was stopped, and several processes of one machine
 share a search if each of them is started with the same command.
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from recbole_flr.allowed_values import accepts
 from recbole_flr.console import FILE_ONLY, quiet_console, shared_log
 from recbole_flr.errors import CheckpointError, ConfigError, DataError, FLRError, first_line
+from recbole_flr.evaluation import metrics_table
 from recbole_flr.options import parse_value, properties_folder
 from recbole_flr.quick_start import configure, run_recbole_flr, train_only
 from recbole_flr.result import RESULT, duration
@@ -105,16 +107,18 @@ class Search:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.study = self._open_study()
 
+    def _storage(self):
+        """Optuna's storage of the trials: an SQLite file, whose lock processes wait for."""
+        address = f"sqlite:///{(self.folder / STUDY).resolve()}"
+        return self.optuna.storages.RDBStorage(address, engine_kwargs={"connect_args": {"timeout": 120}})
+
     def _open_study(self):
         """Open or create the study. Two processes that begin at once may disturb each other; then this tries again."""
         optuna = self.optuna
         for attempt in range(10):
             try:
-                storage = optuna.storages.RDBStorage(
-                    f"sqlite:///{(self.folder / STUDY).resolve()}", engine_kwargs={"connect_args": {"timeout": 120}}
-                )
                 study = optuna.create_study(
-                    storage=storage, study_name="search", load_if_exists=True,
+                    storage=self._storage(), study_name="search", load_if_exists=True,
                     direction="maximize" if self.bigger else "minimize",
                     pruner=optuna.pruners.MedianPruner(UNPRUNED_TRIALS, UNPRUNED_VALIDATIONS),
                 )
@@ -257,6 +261,8 @@ class Search:
         logger = getLogger()
         if (run / RESULT).is_file():
             result = json.loads((run / RESULT).read_text(encoding="utf-8"))
+            shown = {"valid": result["best_valid_result"] or {}, "test": result["test_result"]}
+            logger.info(f"Trial {best.number} is chosen. It was tested before:\n{metrics_table(shown)}")
         else:
             local = {name: value for name, value in self.given[3].items() if name in LOCAL}
             logger.info(f"Trial {best.number} is chosen. Its test:")
@@ -267,8 +273,8 @@ class Search:
                 result = run_recbole_flr(model, dataset, files, {**given, **({} if best.user_attrs.get("given") else options)})
         file = write_options(self.folder, self.config, best, self.given[3])
         table = write_table(self.study, self.folder, result["test_result"])
-        getLogger().info(f"Chosen: trial {best.number}, {describe_values(options)}. Options for --config_files: {file}. "
-                         f"Table: {table}.")
+        logger.info(f"Chosen: trial {best.number}, {describe_values(options)}. Options for --config_files: {file}. "
+                    f"Table: {table}.")
         names = ("best_valid_score", "best_valid_result", "test_result")
         return {**{name: result[name] for name in names}, "valid_score_bigger": self.bigger,
                 "search": {"folder": str(self.folder), "trial": best.number, "options": options}}

@@ -20,7 +20,8 @@ def write(tmp_path, text, name="ranges.yaml"):
 
 
 def test_a_yaml_file_has_ranges_choices_and_fixed_values(tmp_path):
-    text = "a: {low: 0.1, high: 0.6}\nb: [32, 64]\nc: {low: 1e-4, high: 1e-2, log: true}\nd: CE\ne: null\nf: {low: 1, high: 9, step: 2}\n"
+    text = ("a: {low: 0.1, high: 0.6}\nb: [32, 64]\nc: {low: 1e-4, high: 1e-2, log: true}\nd: CE\ne: null\n"
+            "f: {low: 1, high: 9, step: 2}\n")
     ranges, fixed = read_space(write(tmp_path, text))
     assert ranges == {"a": Range(0.1, 0.6), "b": Choice((32, 64)), "c": Range(1e-4, 1e-2, True), "f": Range(1, 9, False, 2)}
     assert fixed == {"d": "CE", "e": None}
@@ -63,7 +64,8 @@ def test_choices_may_be_of_any_kind():
 
 
 @pytest.mark.parametrize("low, high, step, inside, outside", [
-    (1, 9, 2, [1, 3, 9], [0, 2, 11, True, None, "3"]), (0.0, 1.0, None, [0, 0.5, 1], [-0.1, 1.01]), (0.1, 0.7, 0.2, [0.1, 0.3, 0.7], [0.2]),
+    (1, 9, 2, [1, 3, 9], [0, 2, 11, True, None, "3"]), (0.0, 1.0, None, [0, 0.5, 1], [-0.1, 1.01]),
+    (0.1, 0.7, 0.2, [0.1, 0.3, 0.7], [0.2]),
 ])
 def test_what_is_in_a_range(low, high, step, inside, outside):
     each = Range(low, high, False, step)
@@ -84,7 +86,8 @@ def test_what_is_in_a_range(low, high, step, inside, outside):
     ("dropout: {low: 0.1, high: 0.5, log: true, step: 0.1}", "found step 0.1"),
     ("dropout: {low: 0.1, higt: 0.5}", "found 'higt' in a range.*nearest is 'high'"),
     ("dropout: {low: 0.1, high: 0.5}\ndropout: [0.1]", "dropout twice"),
-    ("dropout: 0.5", "found no range"), ("", "found no range"), ("- 3", "found a list"), ("a: [", "is not yaml"), ("3: [1]", "option 3"),
+    ("dropout: 0.5", "found no range"), ("", "found no range"), ("- 3", "found a list"), ("a: [", "is not yaml"),
+    ("3: [1]", "option 3"),
     ("seed: [1, 2]", "found seed .*--seed=VALUE"),
 ])
 def test_wrong_ranges_are_refused(tmp_path, line, message):
@@ -93,7 +96,8 @@ def test_wrong_ranges_are_refused(tmp_path, line, message):
 
 
 @pytest.mark.parametrize("line, message", [
-    ("dropout uniform 0.1", "line 1: found '0.1', expected"), ("dropout normal 0,1", "found 'dropout normal 0,1'"), ("dropout", "expected name"),
+    ("dropout uniform 0.1", "line 1: found '0.1', expected"), ("dropout normal 0,1", "found 'dropout normal 0,1'"),
+    ("dropout", "expected name"),
     ("dropout choice 3", "found '3'"), ("dropout choice __import__('os').getcwd()", "found \"__import__"),
     ("dropout uniform 0.5,0.1", "low below high"), ("dropout quniform 0,1,0", "found '0,1,0'"),
     ("dropout uniform 0,1\ndropout uniform 0,1", "line 2: found dropout a second time"), ("dropout choice []", "empty list"),

@@ -1,6 +1,7 @@
 """The catalogue: item id <-> title <-> token ids, and what happens when several items have the same title."""
 
 from collections import Counter
+from functools import cached_property
 from logging import getLogger
 
 import numpy as np
@@ -69,6 +70,13 @@ class Catalog:
         """
         titles, extras = read_titles(config, dataset)
         return cls(titles, extras, training_popularity(dataset), config["duplicate_titles"])
+
+    @cached_property
+    def item_of(self):
+        """dict, title or text -> item id. A title of several items stands for the most popular one."""
+        found = {self.titles[item]: item for item in reversed(self.by_popularity().tolist())}
+        found.update({text: item for item, text in enumerate(self.texts) if item})
+        return found
 
     def tokenize(self, backbone, max_tokens):
         """Token ids of every item's text, each ended by the end of title.

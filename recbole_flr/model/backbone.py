@@ -6,6 +6,7 @@ never changed in place, so that several continuations of one prompt can share it
 Shapes: B batch, S new tokens, P cached tokens, D hidden width, V vocabulary.
 """
 
+import copy
 from pathlib import Path
 
 import torch
@@ -216,6 +217,18 @@ class Backbone(nn.Module):
     def save(self, folder):
         """Write the tokenizer files; the weights are the checkpoint's."""
         self.tokenizer.save_pretrained(folder)
+
+    def export(self, folder):
+        """Write weights, configuration and tokenizer as a folder that transformers loads. LoRA is merged into the weights."""
+        lm = copy.deepcopy(self.lm)
+        if any(".lora_" in name for name, _ in lm.named_parameters()):
+            from peft.tuners.tuners_utils import BaseTunerLayer
+
+            for name, layer in [each for each in lm.named_modules() if isinstance(each[1], BaseTunerLayer)]:
+                layer.merge()
+                lm.set_submodule(name, layer.get_base_layer())
+        lm.save_pretrained(folder)
+        self.save(folder)
 
 
 def build_backbone(config, texts):

@@ -28,6 +28,7 @@ from recbole_flr.model.item_encoder import ItemReader
 from recbole_flr.model.memory import TABLES, Memory
 from recbole_flr.model.mixture import ItemVectors, MixtureHead, log_probs, target_log_probs
 from recbole_flr.model.reasoner import Context, Reasoner, item_attention
+from recbole_flr.model.remembered import Remembered
 from recbole_flr.model.text_vectors import stored_vectors, word_vectors
 from recbole_flr.training.mixture import MixtureTraining
 from recbole_flr.training.reinforcement import LatentGRPO
@@ -87,6 +88,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         self.pools_titles = self.item_text == "backbone"
         text_width = width if self.pools_titles else None if texts is None else texts.shape[1]
         self.vectors = ItemVectors(self.n_items, width, config["use_ids"], text_width, texts, torch.from_numpy(known))
+        self._remembered = Remembered()
         self.head = MixtureHead(width, config["dropout"], config["mixture"])
         self.reasoner = Reasoner(
             FactorStep(width, config["num_factors"]), width, config["num_refinements"], config["attend_thought"]
@@ -150,10 +152,17 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
 
     # reading and thinking
 
+    def _item_vectors(self):
+        """The item vectors [n, D]. A user alone is answered faster if they are not put together again."""
+        known = [*self.vectors.parameters(), *self.vectors.buffers()]
+        if not self.pools_titles:
+            return self._remembered.of(known, self.vectors)
+        known.append(self.reader.backbone.lm.get_input_embeddings().weight)
+        return self._remembered.of(known, lambda: self.vectors(self.reader.title_means()))
+
     def read_context(self, interaction, prompt_only=False):
         """Read the histories of a batch. Returns an :class:`ItemContext`; see :meth:`recbole_flr.contracts.Thinker.read_context`."""
-        vectors = self.vectors(self.reader.title_means() if self.pools_titles else None)
-        history, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        vectors, history, length = self._item_vectors(), interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         context = self.reader.read(history, length, vectors, prompt_only, self.reasoner.initial)
         return ItemContext(**vars(context), vectors=vectors)
 
@@ -370,6 +379,12 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
             if self.fits_weights:
                 self.weights.update({name: weight for name, weight in para["weights"].items() if name in self.weights})
         super().load_other_parameter(para)
+
+    # for other programs
+
+    def retrieval(self, interaction):
+        """See :meth:`recbole_flr.contracts.Recommender.retrieval`."""
+        return self._distribution(self.think(self.read_context(interaction)))
 
     # explanations
 

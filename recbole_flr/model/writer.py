@@ -118,6 +118,10 @@ class Writer(TitleModel, SequentialRecommender, Recommender):
         """Decoding fewer texts is faster."""
         return self.full_sort_predict(interaction, top=k)
 
+    def language_model(self):
+        """The backbone."""
+        return self.backbone
+
     def save_files(self, folder):
         """The tokenizer."""
         self.backbone.save(folder)
