@@ -161,7 +161,7 @@ def fingerprint(dataset):
 
 def split(config, dataset):
     """RecBole's train, valid and test loaders, of a sample of the rows where `train_rows`, `valid_rows` or `test_rows` ask for it."""
-    sizes = [config[f"{part}_rows"] for part in ("train", "valid", "test")]
+    sizes = [config[name] for name in ("train_rows", "valid_rows", "test_rows")]
     if any(sizes):
         build = dataset.build
 

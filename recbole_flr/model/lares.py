@@ -125,7 +125,7 @@ class LARES(SequentialRecommender, Thinker):
         self.pre_block = block(config["pre_layers"])
         self.reasoner = CoreBlock(block(config["core_layers"]), width, eps)
         self.depth, self.noise = config["depth"], config["initial_noise"]
-        self.weights = {name: config[f"{name}_weight"] for name in ("trajectory", "step")}
+        self.trajectory_weight, self.step_weight = config["trajectory_weight"], config["step_weight"]
         self.temperature, self.cutoff = config["alignment_temperature"], max(config["topk"])
         self.apply(lambda module: _initialise(module, config["initializer_range"]))
 
@@ -168,12 +168,12 @@ class LARES(SequentialRecommender, Thinker):
         one, two = (self.reasoner.think(context, self._draw_depth(), self.noise) for _ in range(2))
         item = sum(nn.functional.cross_entropy(self.scores(each.embedding), target) for each in (one, two)) / 2
         parts = {"item": LossPart(item)}
-        if self.weights["trajectory"]:
+        if self.trajectory_weight:
             aligned = alignment(one.embedding, two.embedding, target, self.temperature)
-            parts["trajectory"] = LossPart(aligned, self.weights["trajectory"])
-        if self.weights["step"]:
+            parts["trajectory"] = LossPart(aligned, self.trajectory_weight)
+        if self.step_weight:
             aligned = [self._step_alignment(each, target) for each in (one, two)]
-            parts["step"] = LossPart(sum(aligned) / 2, self.weights["step"])
+            parts["step"] = LossPart(sum(aligned) / 2, self.step_weight)
         return parts
 
     def _draw_depth(self):
