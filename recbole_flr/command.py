@@ -146,8 +146,8 @@ def backbone_main(arguments=None):
     from recbole_flr import pretrained
 
     parser = argparse.ArgumentParser(
-        "python -m recbole_flr backbone", description="Convert a pretrained language model that a Python package ships, once, for "
-        "--backbone=NAME. The environment variable RECBOLE_FLR_CACHE names the folder of converted models.")
+        "python -m recbole_flr backbone", description="Convert a pretrained language model that a Python package ships, once, "
+        "for --backbone=NAME. The environment variable RECBOLE_FLR_CACHE names the folder of converted models.")
     parser.add_argument("name", choices=sorted(pretrained.PACKAGES), help="the model")
     parser.add_argument("--again", action="store_true", help="convert it also if this was done before")
     given = parser.parse_args(arguments)

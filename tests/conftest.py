@@ -95,7 +95,9 @@ TINY_FLRMIX = {**TINY, "epochs": 2, "hidden_size": 16, "num_factors": 3, "group_
 TINY_PRETRAINED = {**TINY, "topk": [1, 5], "valid_metric": "NDCG@5", "num_beams": 10}  # tests add the backbone
 TINY_COT = {**TINY_PRETRAINED, "max_thought_tokens": 4}
 TINY_ALPHAREC = {**TINY, "item_text": "words", "epochs": 2, "embedding_size": 16, "mlp_hidden_size": 16, "num_negatives": 20}
-TINY_OPTIONS = {"AlphaRec": TINY_ALPHAREC, "Base": TINY_PRETRAINED, "CoT": TINY_COT, "FLRMix": TINY_FLRMIX, "FLR": TINY_FLR, "LatentR3": TINY_LATENT, "BIGRec": TINY_LM}
+TINY_LARES = {**TINY, "stages": "spt", "epochs": 2, "hidden_size": 16, "inner_size": 32, "group_size": 3, "grpo_epochs": 2,
+              "grpo_batch_size": 16}
+TINY_OPTIONS = {"LARES": TINY_LARES, "AlphaRec": TINY_ALPHAREC, "Base": TINY_PRETRAINED, "CoT": TINY_COT, "FLRMix": TINY_FLRMIX, "FLR": TINY_FLR, "LatentR3": TINY_LATENT, "BIGRec": TINY_LM}
 
 
 @pytest.fixture(scope="session")

@@ -160,8 +160,25 @@ def fingerprint(dataset):
 
 
 def split(config, dataset):
-    """RecBole's train, valid and test loaders."""
+    """RecBole's train, valid and test loaders, of a sample of the rows where `train_rows`, `valid_rows` or `test_rows` ask for it."""
+    sizes = [config[name] for name in ("train_rows", "valid_rows", "test_rows")]
+    if any(sizes):
+        build = dataset.build
+
+        def build_sampled():
+            return [part if size is None else sample_rows(part, size, config["rows_seed"]) for part, size in zip(build(), sizes)]
+
+        dataset.build = build_sampled  # RecBole's data_preparation calls it
     return data_preparation(config, dataset)
+
+
+def sample_rows(dataset, size, seed):
+    """A RecBole dataset with at most `size` of its rows, drawn at random with a seed, in their order."""
+    rows = len(dataset.inter_feat)
+    if size >= rows:
+        return dataset
+    drawn = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))[:size].sort().values
+    return dataset.copy(dataset.inter_feat[drawn])
 
 
 def item_file(config):

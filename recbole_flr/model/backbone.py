@@ -7,6 +7,7 @@ Shapes: B batch, S new tokens, P cached tokens, D hidden width, V vocabulary.
 """
 
 import copy
+import os
 from pathlib import Path
 
 import torch
@@ -247,6 +248,8 @@ def build_backbone(config, texts):
         raise ConfigError(f"trainable: found {config['trainable']!r}, expected 'full': the compact backbone starts from random "
                           "weights, which must be trained")
     dtype = precision_of(config, pretrained=not compact)
+    if torch.device(config["device"]).type == "cpu":  # else transformers copies grouped keys for each head wherever there is a mask
+        os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
     if compact:
         tokenizer = load_tokenizer(config["tokenizer"]) if config["tokenizer"] else train_tokenizer(
             texts, config["compact_vocab_size"]

@@ -22,6 +22,7 @@ from torch import nn
 from recbole_flr.model.factors import FactorState
 
 WORTH_SHARING = 8  # tokens: a pass of its own for fewer of them costs more than it saves
+GROUPS = 4  # groups of rows of similar length
 
 
 @dataclass
@@ -148,12 +149,35 @@ def read_prompt(backbone, embeddings, mask, use_cache=True, first_thought=None, 
 
 
 def _read_shared(backbone, embeddings, mask, positions, shared):
-    """One pass over the first columns, which are the same in all rows, then one over the rest: states [B, L, D] and the cache."""
-    batch = len(embeddings)
+    """One pass over the first columns, which are the same in all rows, then over the rest: states [B, L, D] and the cache.
+
+    Without gradient, rows of similar length are read together, so that less padding is read.
+    """
+    batch, length, _ = embeddings.shape
     head, cache = backbone(embeddings[:1, :shared], mask[:1, :shared], positions[:1, :shared], keep_cache=True)
-    cache = tuple((keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)) for keys, values in cache)
-    hidden, cache = backbone(embeddings[:, shared:], mask, positions[:, shared:], cache, keep_cache=True)
-    return torch.cat([head.expand(batch, -1, -1), hidden], dim=1), cache
+
+    def read(rows, first):
+        """The rest of some rows, from the column `first` on."""
+        own = tuple((keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1)) for keys, values in cache)
+        seen = torch.cat([mask[rows, :shared], mask[rows, first:]], dim=1)
+        return backbone(embeddings[rows, first:], seen, positions[rows, first:], own, keep_cache=True)
+
+    if torch.is_grad_enabled():
+        rest, cache = read(torch.arange(batch, device=mask.device), shared)
+        return torch.cat([head.expand(batch, -1, -1), rest], dim=1), cache
+    hidden = embeddings.new_zeros(batch, length, head.shape[2])
+    hidden[:, :shared] = head
+    whole = [[part.new_zeros(batch, part.shape[1], length, part.shape[3]) for part in pair] for pair in cache]
+    start = torch.where(mask[:, shared:].any(1), mask[:, shared:].int().argmax(1), length - shared - 1)  # first real column
+    for rows in start.argsort(descending=True, stable=True).chunk(GROUPS):
+        first = shared + int(start[rows].min())
+        states, own = read(rows, first)
+        hidden[rows, first:] = states.to(hidden.dtype)
+        for pair, parts in zip(whole, own):
+            for stored, part in zip(pair, parts):
+                stored[rows, :, :shared] = part[:, :, :shared]
+                stored[rows, :, first:] = part[:, :, shared:]
+    return hidden, tuple((keys, values) for keys, values in whole)
 
 
 def item_attention(attention, item, items):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers_data import BENCHMARK, HISTORY_HEADER, INTER_HEADER, make_config, write, write_set, write_split
 from recbole.data import create_dataset, data_preparation
 
@@ -258,6 +259,26 @@ def test_split_files_are_split_as_they_say(tmp_path, alias):
                 "user_id", "item_id_list", "item_length", "item_id", "timestamp")))
         ]
         assert rows == PARTS[part]
+
+
+@pytest.mark.parametrize("model", ["SASRec", "BPR"])
+def test_a_sample_of_rows_does_not_depend_on_model_or_seed(tmp_path, model):
+    """The sample is the rows that the seed of the sample draws, in their order. More rows than there are mean all."""
+    many = {part: [(f"u{n % 5}", ["a", "b"], f"i{n}", n) for n in range(size)]
+            for part, size in (("train", 40), ("valid", 12), ("test", 9))}
+    write_split(tmp_path, many)
+
+    def times(**options):
+        config = make_config(tmp_path, model=model, **BENCHMARK, **options)
+        found = [loader._dataset.inter_feat["timestamp"].int().tolist() for loader in split(config, load_dataset(config))]
+        return [sorted(part) for part in found] if model == "BPR" else found  # whose evaluation goes by user
+
+    train, valid, test = times(train_rows=15, valid_rows=4, seed=1)
+    assert len(train) == 15 and len(valid) == 4 and test == list(range(9))
+    assert train == sorted(torch.randperm(40, generator=torch.Generator().manual_seed(0))[:15].tolist())
+    assert times(train_rows=15, valid_rows=4, seed=2) == [train, valid, test]
+    assert times(train_rows=15, rows_seed=3)[0] != train
+    assert times(train_rows=41)[0] == list(range(40))
 
 
 def test_other_models_of_recbole_read_split_files_too(tmp_path):

@@ -16,7 +16,7 @@ OPTIONS = {
     "gradient_checkpointing": False, "torch_compile": False, "embedding_dropout": 0.0, "compact_vocab_size": 300,
     "compact_hidden_size": 16,
     "compact_layers": 2, "compact_heads": 2, "compact_dropout": 0.0, "lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0,
-    "lora_target_modules": None,
+    "lora_target_modules": None, "device": "cpu",
 }
 NASTY = ["<|Thought|>", "<|endoftext|> <|im_end|>", END_OF_TITLE, 'a "b"\tc\nd', "  two  blanks ", "🎲 積み木", "\\t"]
 
@@ -160,6 +160,25 @@ def test_a_row_whose_mask_is_empty_gives_no_nan():
     backbone = made()
     hidden, _ = backbone(torch.randn(1, 2, 16), torch.zeros(1, 2, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.long))
     assert hidden.isfinite().all()
+
+
+@torch.no_grad()
+def test_attention_with_grouped_keys_gives_what_copied_keys_give(saved_models, monkeypatch):
+    """On a CPU, grouped keys are not copied for each head. Left padding, several branches and a cache."""
+    backbone = made(backbone=str(saved_models["llama"])).eval()
+    settings = backbone.lm.config
+    assert settings.num_key_value_heads < settings.num_attention_heads
+    torch.manual_seed(0)
+    embeddings, mask = torch.randn(3, 9, 16), torch.arange(9) >= torch.tensor([[0], [4], [8]])
+    branches = torch.rand(3, 5, 14) < 0.7
+    found = []
+    for grouped in "10":
+        monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", grouped)
+        hidden, cache = backbone(embeddings, mask, (mask.cumsum(1) - 1).clamp_min(0), keep_cache=True)
+        more, _ = backbone(embeddings[:, :5], branches, torch.full((3, 5), 9), cache)
+        found.append((hidden[mask], more[branches.any(2)]))
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_missing_models_are_one_clear_error(tmp_path):

@@ -129,6 +129,25 @@ def test_a_head_that_is_read_once_gives_what_it_gives_in_each_row(backbone):
         torch.testing.assert_close(once[name], each[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("backbone", FAMILIES, indirect=True)
+@pytest.mark.parametrize("lengths", [[4, 7, 1, 3, 3, 9, 2], [5], [2, 6]])
+@torch.no_grad()
+def test_groups_of_similar_length_give_what_one_pass_gives(backbone, lengths):
+    """Without gradient: states and cache at all real tokens, and a title's states behind them."""
+    embeddings, mask = batch(lengths, left=True)
+    head = torch.randn(1, 8, embeddings.shape[2], dtype=torch.float64)
+    read = torch.cat([head.expand(len(mask), -1, -1), embeddings], dim=1)
+    seen = torch.cat([mask.new_ones(len(mask), 8), mask], dim=1)
+    groups, plain = (read_prompt(backbone, read, seen, True, None, shared) for shared in (8, 0))
+    torch.testing.assert_close(groups.hidden[seen], plain.hidden[seen], rtol=1e-6, atol=1e-6)
+    for pair, other in zip(groups.cache, plain.cache):
+        for part, expected in zip(pair, other):
+            real = seen[:, None, :, None].expand_as(part)
+            torch.testing.assert_close(part[real], expected[real], rtol=1e-6, atol=1e-6)
+    token = torch.randn(len(mask), embeddings.shape[2], dtype=torch.float64)
+    torch.testing.assert_close(groups.read_token(backbone, token), plain.read_token(backbone, token), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("backbone", ["qwen2"], indirect=True)
 def test_a_first_thought_read_with_the_prompt_or_after_it_is_the_same(backbone):
     """The supervised stage reads the first thought in the prompt's pass. The reinforcement stage reads it after the prompt."""
