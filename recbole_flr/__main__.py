@@ -1,10 +1,19 @@
-"""`python -m recbole_flr run ...` and `python -m recbole_flr recommend ...`."""
+"""`python -m recbole_flr run ...`, `python -m recbole_flr recommend ...` and the other commands of this package."""
 
 import sys
 
 from recbole_flr.command import main, recommend_main
 
-COMMANDS = {"run": main, "recommend": recommend_main}
+
+
+def report(arguments):
+    """Compare runs that exist."""
+    from recbole_flr.comparison.command import report_main
+
+    return report_main(arguments)
+
+
+COMMANDS = {"run": main, "recommend": recommend_main, "report": report}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:

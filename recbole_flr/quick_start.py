@@ -11,7 +11,9 @@ from recbole_flr.console import FILE_ONLY, log_file, no_foreign_warnings, open_l
 from recbole_flr.data.loading import load_dataset, read_titles, split, title_groups
 from recbole_flr.errors import ConfigError, DataError
 from recbole_flr.evaluation import metrics_table
-from recbole_flr.result import RESULT, describe_result, describe_run, differing_options, duration, write_ranks
+from recbole_flr.factor_statistics import examples, factor_statistics
+from recbole_flr.result import EXAMPLES, RESULT, describe_result, describe_run, differing_options, duration, finite, write_ranks
+from recbole_flr.rows import describe_rows
 from recbole_flr.trainer import with_safe_checkpoints
 from recbole_flr.training import checkpoint
 
@@ -173,13 +175,36 @@ def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict
             for name, test in tests.items()
         })
     if saved and (trainer.trained_epochs or not (trainer.folder / RESULT).is_file()):  # a finished run stays as it is
-        write_ranks(trainer.folder, trainer.best_valid_ranks(), tests[kept]["ranks"])
-        checkpoint.write_json(trainer.folder / RESULT, {
-            **described, **describe_result(trainer, tests, kept),
-            "seconds": round(perf_counter() - start, 2),
-        })
+        _write_results(config, model, dataset, loaders, trainer, tests, kept, described, start)
     _log_result(config, trainer, tests, kept, perf_counter() - start)
     return result
+
+
+def _write_results(config, model, dataset, loaders, trainer, tests, kept, described, start):
+    """Write ranks.npz, examples.json and at last result.json, whose presence means that the run has ended."""
+    valid, test = trainer.best_valid_ranks(), tests[kept]["ranks"]
+    rows = [describe_rows(config, dataset, loaders[0], loader) for loader in loaders[1:]]
+    write_ranks(trainer.folder, {**valid, **rows[0]} if valid else {}, {**test, **rows[1]})
+    factors = None
+    if rows[1] and test:
+        titles = _titles(config, model, dataset)
+        shown = examples(model, dataset, loaders[2], test, titles, config["device"])
+        checkpoint.write_json(trainer.folder / EXAMPLES, shown)
+        factors = factor_statistics(model, loaders[2], config["device"])
+    checkpoint.write_json(trainer.folder / RESULT, {
+        **described, **describe_result(trainer, tests, kept), "factors": finite(factors),
+        "seconds": round(perf_counter() - start, 2),
+    })
+
+
+def _titles(config, model, dataset):
+    """Titles of all items for people to read, or None."""
+    if model.catalog is not None:
+        return model.catalog.titles
+    try:
+        return read_titles(config, dataset)[0]
+    except DataError:
+        return None
 
 
 def _test(trainer, test_data, show_progress, saved):

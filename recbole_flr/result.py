@@ -17,7 +17,7 @@ import torch
 
 from recbole_flr.training import checkpoint
 
-RESULT, RANKS = "result.json", "ranks.npz"
+RESULT, RANKS, EXAMPLES = "result.json", "ranks.npz", "examples.json"
 PACKAGES = ("recbole_flr", "recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy")
 COMPUTED = ("data_path", "load_col", "train_neg_sample_args", "eval_args", "tokenizer", "gpu_id", "valid_metric_bigger")
 FORMAT = 1  # of result.json; a reader refuses what it does not know
@@ -176,7 +176,8 @@ def finite(value):
 
 
 def write_ranks(folder, valid, test):
-    """Write `ranks.npz`: the arrays of :meth:`recbole_flr.evaluation.RankCollector.take_ranks`, as `valid_...` and `test_...`."""
+    """Write `ranks.npz`: the arrays of :meth:`recbole_flr.evaluation.RankCollector.take_ranks` and of
+    :func:`recbole_flr.rows.describe_rows`, as `valid_...` and `test_...`."""
     arrays = {f"{part}_{name}": value for part, ranks in (("valid", valid), ("test", test)) for name, value in ranks.items()}
     temporary = Path(folder) / f"{RANKS}.tmp"
     with open(temporary, "wb") as file:

@@ -1,0 +1,2 @@
+def render(title, summaries, shown, study):
+    return "todo"

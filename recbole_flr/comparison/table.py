@@ -1,0 +1,284 @@
+"""Tables of a comparison, and how they look in the terminal, in Markdown, in LaTeX and in a file of comma-separated values."""
+
+import csv
+import io
+import re
+import unicodedata
+from dataclasses import dataclass, field
+
+from tabulate import tabulate
+
+from recbole_flr.comparison.summary import (
+    decimal, metric_name, milliseconds, percent, probability, seconds, size,
+)  # fmt: skip
+
+BEST, SECOND = 1, 2
+BOLD, UNDERLINE, PLAIN = "\033[1m", "\033[4m", "\033[0m"
+
+
+@dataclass
+class Cell:
+    """A figure of a table.
+
+    Attributes:
+        text: as it is shown.
+        value: number to sort by; None for a text.
+        place: BEST, SECOND or 0.
+    """
+
+    text: str
+    value: float | None = None
+    place: int = 0
+
+
+@dataclass
+class Table:
+    """A table.
+
+    Attributes:
+        name: short, for links.
+        title: a line above it.
+        columns: names; the first column has the labels of the rows.
+        rows: list of lists of Cell.
+        notes: sentences below it.
+    """
+
+    name: str
+    title: str
+    columns: list
+    rows: list
+    notes: list = field(default_factory=list)
+
+
+def text_cell(text):
+    """A cell without a number."""
+    return Cell(str(text))
+
+
+def mark(rows, column, largest=True):
+    """Mark the best and the second best value of a column. Equal texts have the same place."""
+    known = [row[column] for row in rows if row[column].value is not None]
+    if len(known) < 2:
+        return
+    ordered = list(dict.fromkeys(cell.text for cell in sorted(known, key=lambda cell: cell.value, reverse=largest)))
+    best = [cell for cell in known if cell.text == ordered[0]]
+    for cell in best:
+        cell.place = BEST
+    if len(best) == 1 and len(ordered) > 1:
+        for cell in known:
+            if cell.text == ordered[1]:
+                cell.place = SECOND
+
+
+def mean_cell(found):
+    """(mean, deviation or None) or None -> Cell."""
+    if found is None:
+        return Cell("-")
+    mean, deviation = found
+    return Cell(decimal(mean) + (f" ± {decimal(deviation)}" if deviation is not None else ""), mean)
+
+
+def metrics_table(summary):
+    """Mean ± standard deviation of all metrics on the test rows, the main metric on the validation rows, and the improvement."""
+    name = metric_name(summary.metric)
+    columns = ["model", *map(metric_name, summary.metrics), f"valid {name}", "improvement", "seeds"]
+    improvement = {each.label: each for each in summary.comparisons}
+    rows = []
+    for row in summary.rows:
+        compared = improvement.get(row.label)
+        cell = Cell("-") if compared is None or compared.improvement is None else Cell(
+            percent(compared.improvement) + (" *" if compared.significant else ""), compared.improvement)
+        rows.append([text_cell(row.label), *(mean_cell(summary.means[row.label][metric]) for metric in summary.metrics),
+                     mean_cell(summary.valid[row.label]), cell, Cell(str(len(row.runs)), len(row.runs))])
+    for column in range(1, 2 + len(summary.metrics)):
+        mark(rows, column)
+    notes = ["Test rows unless it says valid. Mean ± standard deviation over the seeds. Best bold, second underlined."]
+    if summary.reference:
+        notes.append(f"Improvement: {name} relative to {summary.reference}. A star: significant, see the next table.")
+    return Table("metrics", f"Results on {summary.dataset}", columns, rows, notes)
+
+
+def statistics_table(summary):
+    """The comparisons with the reference."""
+    name = metric_name(summary.metric)
+    rows = []
+    for each in summary.comparisons:
+        low, high = each.interval or (None, None)
+        said = {True: "yes", False: "no", None: "not known"}[each.significant]
+        rows.append([
+            text_cell(each.label), Cell(_signed(each.difference), each.difference), Cell(percent(each.improvement), each.improvement),
+            Cell(probability(each.p_seeds), each.p_seeds), Cell(probability(each.p_seeds_holm), each.p_seeds_holm),
+            Cell(probability(each.p_rows), each.p_rows), Cell(probability(each.p_rows_holm), each.p_rows_holm),
+            Cell("-" if low is None else f"{_signed(low)} to {_signed(high)}", low), text_cell(said),
+        ])
+    columns = ["model", "difference", "improvement", "t-test over seeds p", "Holm p", "Wilcoxon over rows p", "Holm p", "95% interval over rows",
+               "significant"]
+    notes = ["t-test: paired, over the seeds that both have. Wilcoxon and bootstrap interval: over the test rows, on the mean over the seeds.",
+             "Significant: both tests have p < .05 after Holm's correction over the rows of this table, and the interval excludes 0."]
+    return Table("statistics", f"{name} beside {summary.reference}", columns, rows, notes)
+
+
+def tests_table(summary):
+    """p of the paired t-test for every metric, after Holm's correction."""
+    found = {summary.metric: summary.comparisons, **summary.other_metrics}
+    rows = [[text_cell(label), *(_test_cell(found[metric], label) for metric in summary.metrics)]
+            for label in summary.labels if label != summary.reference]
+    notes = ["Relative improvement, and in brackets p of the paired t-test over seeds after Holm's correction over the models."]
+    return Table("tests", f"All metrics beside {summary.reference}", ["model", *map(metric_name, summary.metrics)], rows, notes)
+
+
+def _test_cell(comparisons, label):
+    each = next(comparison for comparison in comparisons if comparison.label == label)
+    return Cell(f"{percent(each.improvement)} ({probability(each.p_seeds_holm)})", each.improvement)
+
+
+def slices_table(summary):
+    """The main metric in slices of the test rows."""
+    labels = [label for label in summary.labels if label in summary.slices[0][2]]
+    rows = []
+    for name, share, found in summary.slices:
+        cells = [[mean_cell(found[label])] for label in labels]
+        mark(cells, 0)
+        rows.append([text_cell(name), Cell(f"{share:.1%}", share), *(cell for cell, in cells)])
+    notes = ["\"New items\", whose target is not in the history, is the figure to trust; docs/comparison.md says why."]
+    return Table("slices", f"{metric_name(summary.metric)} in slices of the test rows", ["slice", "share of rows", *labels], rows, notes)
+
+
+def costs_table(summary):
+    """What the models cost, as means over the seeds."""
+    rows = []
+    for label in summary.labels:
+        found = summary.costs[label]
+        rows.append([text_cell(label), *(
+            Cell(show(found[name]), found[name]) for name, show in (
+                ("train_seconds", seconds), ("peak_memory_bytes", size), ("user_seconds", milliseconds),
+                ("parameters", lambda value: f"{value:,.0f}"),
+            ))])
+    columns = ["model", "training time", "peak memory of training", "time per ranked user", "parameters"]
+    notes = ["Training time includes validation. Memory is that of the process, or what torch allocated on a GPU."]
+    return Table("costs", "Costs", columns, rows, notes)
+
+
+def factors_table(summary):
+    """Statistics of the factors (FLR, Figures 4 and 6), as means over the seeds; None if no model has factors."""
+    rows = []
+    for row in summary.rows:
+        found = [run.result.get("factors") for run in row.runs if run.has_ranks]
+        if not found or not all(found):
+            continue
+
+        def mean(get):
+            values = [get(each) for each in found]
+            return None if None in values else sum(values) / len(values)
+
+        values = [mean(lambda each: each["mean_abs_correlation"]), mean(lambda each: each["max_attention"]),
+                  mean(lambda each: each["disentanglement"]), mean(lambda each: each["gate"]["entropy"]),
+                  mean(lambda each: each["gate"]["entropy_of_mean"])]
+        rows.append([text_cell(row.label), Cell(str(found[0]["num_factors"]), found[0]["num_factors"]),
+                     *(Cell(decimal(value, 3), value) for value in values)])
+    columns = ["model", "factors", "S_avg", "A_max", "(1 - S_avg) x A_max", "entropy of the gate", "entropy of the mean gate"]
+    notes = ["S_avg: mean absolute correlation between factors. A_max: mean of the largest share of attention that a factor gives to one "
+             "item. Entropies in nats; docs/comparison.md has the definitions."]
+    return Table("factors", "Factors", columns, rows, notes) if rows else None
+
+
+def tables(summary):
+    """All tables of a summary that have something to show."""
+    found = [metrics_table(summary)]
+    if summary.comparisons:
+        found += [statistics_table(summary), tests_table(summary)]
+    if summary.slices:
+        found.append(slices_table(summary))
+    return [table for table in (*found, costs_table(summary), factors_table(summary)) if table is not None]
+
+
+def _signed(value):
+    return ("+" if value >= 0 else "-") + decimal(abs(value))
+
+
+# how they look
+
+
+def for_terminal(table, colours=True):
+    """A table as text. With `colours` the best is bold and the second underlined (ANSI); else they end with ^1 and ^2."""
+    def show(cell):
+        text = printable(cell.text)
+        if not cell.place:
+            return text
+        if colours:
+            return (BOLD if cell.place == BEST else UNDERLINE) + text + PLAIN
+        return f"{text} ^{cell.place}"
+
+    body = tabulate([[show(cell) for cell in row] for row in table.rows], headers=[printable(name) for name in table.columns],
+                    disable_numparse=True)
+    notes = [note if colours else note.replace("Best bold, second underlined", "^1 best, ^2 second") for note in table.notes]
+    return "\n".join([table.title, "", body, *notes])
+
+
+def for_markdown(table):
+    """A table in Markdown, with the best bold and the second underlined."""
+    def show(cell):
+        text = _markdown(cell.text)
+        return f"**{text}**" if cell.place == BEST else f"<u>{text}</u>" if cell.place == SECOND else text
+
+    lines = [f"## {_markdown(table.title)}", "", "| " + " | ".join(map(_markdown, table.columns)) + " |", "|" + "---|" * len(table.columns)]
+    lines += ["| " + " | ".join(map(show, row)) + " |" for row in table.rows]
+    return "\n".join([*lines, "", *map(_markdown, table.notes)]) + "\n"
+
+
+def for_latex(table):
+    """A table in LaTeX, for the package booktabs."""
+    def show(cell):
+        text = _latex(cell.text)
+        return rf"\textbf{{{text}}}" if cell.place == BEST else rf"\underline{{{text}}}" if cell.place == SECOND else text
+
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}", rf"\label{{tab:{table.name}}}",
+             r"\begin{tabular}{l" + "r" * (len(table.columns) - 1) + "}", r"\toprule", " & ".join(map(_latex, table.columns)) + r" \\",
+             r"\midrule", *(" & ".join(map(show, row)) + r" \\" for row in table.rows), r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def for_csv(summaries):
+    """All figures in long form: a line for each data set, slice, model and measure."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["dataset", "part", "slice", "share", "model", "measure", "mean", "std", "seeds"])
+    for summary in summaries:
+        number = {row.label: len(row.runs) for row in summary.rows}
+        for label in summary.labels:
+            for metric in summary.metrics:
+                mean, deviation = summary.means[label][metric]
+                writer.writerow([summary.dataset, "test", "all rows", 1, label, metric, mean, _blank(deviation), number[label]])
+            if summary.valid[label]:
+                mean, deviation = summary.valid[label]
+                writer.writerow([summary.dataset, "valid", "all rows", 1, label, summary.metric, mean, _blank(deviation), number[label]])
+            for name, value in summary.costs[label].items():
+                writer.writerow([summary.dataset, "cost", "", "", label, name, _blank(value), "", number[label]])
+        for name, share, found in summary.slices[1:]:
+            for label, (mean, deviation) in found.items():
+                writer.writerow([summary.dataset, "test", name, share, label, summary.metric, mean, _blank(deviation), number[label]])
+        for each in summary.comparisons:
+            values = {"difference": each.difference, "improvement": each.improvement, "p_seeds": each.p_seeds, "p_seeds_holm": each.p_seeds_holm,
+                      "p_rows": each.p_rows, "p_rows_holm": each.p_rows_holm, "low": each.interval and each.interval[0],
+                      "high": each.interval and each.interval[1], "significant": each.significant and int(each.significant)}
+            for name, value in values.items():
+                writer.writerow([summary.dataset, f"beside {each.reference}", "all rows", 1, each.label, name, _blank(value), "", len(each.seeds)])
+    return text.getvalue()
+
+
+def _blank(value):
+    return "" if value is None else value
+
+
+def printable(text):
+    """A text without control characters, which could change the terminal."""
+    return "".join(letter if unicodedata.category(letter)[0] != "C" else f"\\x{ord(letter):02x}" for letter in text)
+
+
+def _markdown(text):
+    return re.sub(r"([\\|<>`_*\[\]])", r"\\\1", printable(text))
+
+
+def _latex(text):
+    escapes = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$"}
+    return "".join(escapes.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in printable(text))
