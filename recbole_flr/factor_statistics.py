@@ -10,6 +10,7 @@ import torch
 
 MOST_ROWS = 512  # rows on which the statistics are computed, evenly spaced over the test rows
 BINS = 10  # of the distribution of a gate weight, from 0 to 1
+MAPS = 3  # test rows whose attention maps are in result.json
 EXAMPLES = 10  # test rows that a report shows in full
 
 
@@ -107,10 +108,22 @@ def summarise(alpha, attention, vectors):
     }
 
 
-def factor_statistics(model, loader, device):
-    """:func:`summarise` on at most MOST_ROWS rows of a loader; None for a model without factors."""
+def factor_statistics(model, loader, device, shown=()):
+    """:func:`summarise` on at most MOST_ROWS rows of a loader, and attention maps (Figure 6); None for a model without factors.
+
+    Args:
+        model: a :class:`recbole_flr.contracts.Recommender`.
+        loader: RecBole's loader of the test rows.
+        device: of the model.
+        shown: from :func:`examples`. `maps` in the answer has the first MAPS of them: `user`, `history` (titles) and `attention`,
+            [K][items of the history].
+    """
     explained = explain_rows(model, loader, evenly_spaced(len(loader._dataset), MOST_ROWS), device)
-    return None if explained is None else summarise(*explained)
+    if explained is None:
+        return None
+    maps = [{"user": each["user"], "history": [item["title"] for item in each["history"]],
+             "attention": [factor["attention"] for factor in each["factors"]]} for each in shown[:MAPS]]
+    return {**summarise(*explained), "maps": maps}
 
 
 def examples(model, dataset, loader, ranks, titles, device):

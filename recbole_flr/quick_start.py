@@ -190,7 +190,7 @@ def _write_results(config, model, dataset, loaders, trainer, tests, kept, descri
         titles = _titles(config, model, dataset)
         shown = examples(model, dataset, loaders[2], test, titles, config["device"])
         checkpoint.write_json(trainer.folder / EXAMPLES, shown)
-        factors = factor_statistics(model, loaders[2], config["device"])
+        factors = factor_statistics(model, loaders[2], config["device"], shown)
     checkpoint.write_json(trainer.folder / RESULT, {
         **described, **describe_result(trainer, tests, kept), "factors": finite(factors),
         "seconds": round(perf_counter() - start, 2),
