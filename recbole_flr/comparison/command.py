@@ -7,7 +7,7 @@ from time import perf_counter
 from recbole_flr.comparison import studies
 from recbole_flr.comparison.output import REPORT, STEM, default_folder, make_folder, write_tables, write_text
 from recbole_flr.comparison.plan import make_plan
-from recbole_flr.comparison.results import Row, read_run, rows_of
+from recbole_flr.comparison.results import Row, check_same_data, read_run, rows_of
 from recbole_flr.comparison.runs import Runner
 from recbole_flr.comparison.summary import sentences, summarise
 from recbole_flr.comparison.table import for_terminal, tables
@@ -134,7 +134,11 @@ def report_main(arguments=None):
         if len(datasets) > 1 and not given.by_dataset:
             raise DataError(f"found runs on different data: {', '.join(f'{run.folder} is on {run.dataset}' for run in runs[:4])}; a table "
                             "compares runs on the same rows; leave some out, or add --by-dataset for a table of each data set")
-        summaries = [summarise(rows_of([run for run in runs if run.dataset == dataset]), reference=given.reference) for dataset in datasets]
+        summaries = []
+        for dataset in datasets:
+            own = [run for run in runs if run.dataset == dataset]
+            check_same_data(own)
+            summaries.append(summarise(rows_of(own), reference=given.reference))
         show(make_folder(given.out), summaries)
     except FLRError as error:
         print(f"report: {error}", file=sys.stderr)

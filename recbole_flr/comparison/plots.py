@@ -10,7 +10,7 @@ import warnings
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from recbole_flr.comparison.summary import metric_name
 
@@ -124,9 +124,10 @@ def accuracy_and_time(summary):
                     axes.errorbar(cost, mean, yerr=deviation or 0, color=_colour(summary, label), marker=MARKERS[number % len(MARKERS)],
                                   capsize=3, linestyle="none", label=label)
             axes.set_xscale("log")
-            for part in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):  # matplotlib's own writes formulas
-                part(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.tick_params(axis="x", which="both", labelsize=7, rotation=30)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # matplotlib's own writes formulas
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.tick_params(axis="x", labelsize=8, rotation=30)
             axes.set_xlabel(text)
         first = figure.axes[0]
         first.set_ylabel(metric_name(summary.metric))

@@ -88,26 +88,26 @@ class Runner:
     def __init__(self, plan, folder, say=print):
         self.plan, self.folder, self.say = plan, Path(folder), say
         environment = dict(os.environ)  # RecBole's Config sets CUDA_VISIBLE_DEVICES
-        self.configs = [self._config(run) for run in plan.runs]
-        self._check_kinds()
+        self._check_kinds([self._config(run) for run in plan.runs])
+        self.configs = [self._config(run, prepare=True) for run in plan.runs]
         self.slots = Slots(plan.jobs, environment, self._gpus(environment))
         self._stopping, self._processes, self._lock = threading.Event(), set(), threading.Lock()
 
-    def _config(self, run):
-        """The options of a run, checked. The data set's files are there afterwards."""
-        def build():
-            return Config(run.model, run.dataset, run.files, run.options)
-
+    def _config(self, run, prepare=False):
+        """The options of a run, checked. With `prepare` the data set's files are there afterwards."""
         try:
-            config = build()
-            prepare_files(config)
-            return build()  # the data set's own folder may bring options, and the files may be new
+            config = Config(run.model, run.dataset, run.files, run.options)
+            if prepare:
+                prepare_files(config)  # which may bring options, in a file in the data set's own folder
+                config = Config(run.model, run.dataset, run.files, run.options)
+            return config
         except ConfigError as error:
             hint = f" (an option of one model is --{run.model}.NAME=VALUE)" if len({each.model for each in self.plan.runs}) > 1 else ""
             raise ConfigError(f"{run.label}: {error}{hint}") from error
 
-    def _check_kinds(self):
-        kinds = {run.model: config["MODEL_TYPE"] for run, config in zip(self.plan.runs, self.configs)}
+    def _check_kinds(self, configs):
+        """Refuse models that are tested on different rows."""
+        kinds = {run.model: config["MODEL_TYPE"] for run, config in zip(self.plan.runs, configs)}
         sequential = [name for name, kind in kinds.items() if kind == ModelType.SEQUENTIAL]
         others = [name for name in kinds if name not in sequential]
         if sequential and others:

@@ -81,16 +81,18 @@ def mean_cell(found):
 def metrics_table(summary):
     """Mean ± standard deviation of all metrics on the test rows, the main metric on the validation rows, and the improvement."""
     name = metric_name(summary.metric)
-    columns = ["model", *map(metric_name, summary.metrics), f"valid {name}", "improvement", "seeds"]
+    others = [metric for metric in summary.metrics if metric != summary.metric]
+    columns = ["model", name, "improvement", *map(metric_name, others), f"valid {name}", "seeds"]
     improvement = {each.label: each for each in summary.comparisons}
     rows = []
     for row in summary.rows:
         compared = improvement.get(row.label)
         cell = Cell("-") if compared is None or compared.improvement is None else Cell(
             percent(compared.improvement) + (" *" if compared.significant else ""), compared.improvement)
-        rows.append([text_cell(row.label), *(mean_cell(summary.means[row.label][metric]) for metric in summary.metrics),
-                     mean_cell(summary.valid[row.label]), cell, Cell(str(len(row.runs)), len(row.runs))])
-    for column in range(1, 2 + len(summary.metrics)):
+        means = summary.means[row.label]
+        rows.append([text_cell(row.label), mean_cell(means[summary.metric]), cell, *(mean_cell(means[metric]) for metric in others),
+                     mean_cell(summary.valid[row.label]), Cell(str(len(row.runs)), len(row.runs))])
+    for column in (1, *range(3, 4 + len(others))):
         mark(rows, column)
     notes = ["Test rows unless it says valid. Mean ± standard deviation over the seeds. Best bold, second underlined."]
     if summary.reference:

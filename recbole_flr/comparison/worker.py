@@ -18,11 +18,14 @@ from recbole_flr.training.checkpoint import write_json
 RUN, COST = "run", "cost"
 
 
-def _end_with(stream):
-    """Wait until a stream ends, then end this process at once."""
-    while stream.read(1):
-        pass
-    os._exit(1)
+def end_with(stream):
+    """From now on, end this process at once when a stream ends."""
+    def wait():
+        while stream.read(1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def run(job):
@@ -50,7 +53,7 @@ def cost(job):
 def main():
     """Do the job, and write the outcome to the file that the job names: {error} or {answer}. Returns the exit status."""
     job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with, args=(sys.stdin,), daemon=True).start()
+    end_with(sys.stdin)
     try:
         answer = {RUN: run, COST: cost}[job["kind"]](job)
     except FLRError as error:
