@@ -13,7 +13,7 @@ from recbole_flr.errors import ConfigError, DataError
 from recbole_flr.evaluation import metrics_table
 from recbole_flr.factor_statistics import examples, factor_statistics
 from recbole_flr.result import EXAMPLES, RESULT, describe_result, describe_run, differing_options, duration, finite, write_ranks
-from recbole_flr.rows import describe_rows
+from recbole_flr.rows import describe_ranked_rows
 from recbole_flr.trainer import with_safe_checkpoints
 from recbole_flr.training import checkpoint
 
@@ -183,10 +183,10 @@ def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict
 def _write_results(config, model, dataset, loaders, trainer, tests, kept, described, start):
     """Write ranks.npz, examples.json and at last result.json, whose presence means that the run has ended."""
     valid, test = trainer.best_valid_ranks(), tests[kept]["ranks"]
-    rows = [describe_rows(config, dataset, loaders[0], loader) for loader in loaders[1:]]
-    write_ranks(trainer.folder, {**valid, **rows[0]} if valid else {}, {**test, **rows[1]})
+    rows = [describe_ranked_rows(config, dataset, loaders[0], loader, ranks) for loader, ranks in zip(loaders[1:], (valid, test))]
+    write_ranks(trainer.folder, {**valid, **rows[0]}, {**test, **rows[1]})
     factors = None
-    if rows[1] and test:
+    if rows[1]:
         titles = _titles(config, model, dataset)
         shown = examples(model, dataset, loaders[2], test, titles, config["device"])
         checkpoint.write_json(trainer.folder / EXAMPLES, shown)

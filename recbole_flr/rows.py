@@ -55,6 +55,17 @@ def describe_rows(config, dataset, train_loader, loader):
     }
 
 
+def describe_ranked_rows(config, dataset, train_loader, loader, ranks):
+    """:func:`describe_rows`, if the ranks are those of the loader's rows in their order; else an empty dict, as with sampled negatives.
+
+    Args:
+        ranks: arrays of :meth:`recbole_flr.evaluation.RankCollector.take_ranks`.
+    """
+    targets = loader._dataset.inter_feat[dataset.iid_field].numpy()
+    aligned = len(ranks.get("top_items", ())) == len(targets) and np.array_equal(ranks["target"], targets)
+    return describe_rows(config, dataset, train_loader, loader) if aligned else {}
+
+
 def popular_items(counts):
     """The items with the most training rows, POPULAR_SHARE of all. Of equal counts the lower ids come first.
 
@@ -86,8 +97,13 @@ def days_since_last(config, dataset, loader, users, history, targets):
     else:
         before = _times_in_log(config, dataset, users, last, times, last == targets)
     scale = DAY * (1000 if np.nanmax(times, initial=0) > MILLISECONDS else 1)
-    days = np.floor(times.astype(np.float64) / scale) - np.floor(before.astype(np.float64) / scale)
+    days = _day(times, scale) - _day(before, scale)
     return np.where(length > 0, days, np.nan).astype(np.float32)
+
+
+def _day(times, scale):
+    """Number of the day of float32 times. Midnight may have been rounded to a moment before it; this is made up for."""
+    return np.floor((times.astype(np.float64) + np.spacing(times) / 2) / scale)
 
 
 def _times_in_log(config, dataset, users, items, times, repeats):

@@ -14,6 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # from the command line down to what all share
     ["__main__"],
     ["command"],
+    ["comparison.command"],
+    ["comparison.report"],
+    ["comparison.plots", "comparison.output", "comparison.cost"],
+    ["comparison.table", "comparison.runs"],
+    ["comparison.summary", "comparison.worker"],
+    ["comparison.ranking_time"],
+    ["comparison.results", "comparison.statistics", "comparison.slices", "comparison.plan"],
+    ["comparison.studies"],
     ["recommendation"],
     ["quick_start"],
     ["factor_choice", "training.staged"],
@@ -44,7 +52,7 @@ LAYERS = [  # from the command line down to what all share
     ["data.loading"],
     ["data.atomic"],
     ["ragged", "contracts"],
-    ["errors", "data", "model", "training", ""],
+    ["errors", "words", "comparison", "data", "model", "training", ""],
 ]
 PLACE = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 

@@ -44,8 +44,8 @@ def run(job):
 
 
 def cost(job):
-    """Time the ranking of a trained model, see :func:`recbole_flr.comparison.cost.measure`."""
-    from recbole_flr.comparison.cost import measure
+    """Time the ranking of a trained model, see :func:`recbole_flr.comparison.ranking_time.measure`."""
+    from recbole_flr.comparison.ranking_time import measure
 
     return measure(job["folder"], job["data_path"])
 

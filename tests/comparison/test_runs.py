@@ -195,7 +195,7 @@ def test_an_ordinary_run_does_not_import_the_package():
 @pytest.mark.skipif(sys.platform == "win32", reason="kills with a signal")
 def test_killed_and_given_again(words):
     """SIGKILL ends the comparison and its workers; the same command goes on, two runs at a time."""
-    words.update(model="SASRec", seeds="2", jobs="2", epochs="60", out="out", stopping_step="100")
+    words.update(model="SASRec", seeds="2", jobs="2", epochs="15", out="out", stopping_step="100")
     line = [f"--{name}={value}" for name, value in words.items()]
     command = [sys.executable, str(ROOT / "run_recbole_flr.py"), *line]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
