@@ -150,11 +150,17 @@ def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict
             break
     config = Config(model, dataset, config_file_list, options)
     dataset, loaders, model = _set_up(config, bool(config["checkpoint"] or config["resume"]))
-    train_data, valid_data, test_data = loaders
     if config["checkpoint"] and not config["resume"]:
         _load_weights(model, config["checkpoint"], config)
     described = describe_run(config, model, dataset, loaders)  # now, as files may change while the run goes on
     trainer = _trainer(config, model, dataset)
+    with trainer.lock:
+        return _train_and_test(config, model, dataset, loaders, trainer, described, start, saved)
+
+
+def _train_and_test(config, model, dataset, loaders, trainer, described, start, saved):
+    """Train a model, test it and write the results. See :func:`run_recbole_flr` for what it returns."""
+    train_data, valid_data, test_data = loaders
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])
     show_progress = config["show_progress"]

@@ -15,6 +15,7 @@ from recbole_flr.evaluation import RankCollector, TitleEvaluator, metrics_table
 from recbole_flr.identity import KEY, run_key
 from recbole_flr.result import PeakMemory, duration
 from recbole_flr.training import checkpoint
+from recbole_flr.training.lock import FolderLock
 
 
 def new_run_folder(config):
@@ -45,13 +46,14 @@ class SafeCheckpoints:
         records: name of a stage -> what it cost: seconds, peak_memory_bytes, epochs, best_epoch; and `curve`, the validation score
             after each validated epoch.
         trained_epochs: epochs that this process has trained.
+        lock: on the folder. :meth:`open_folder` takes it, within `with trainer.lock`.
     """
 
     stage_name = "train"  # of the stage in progress; RecBole's trainers have this one
 
     def __init__(self, config, model):
         super().__init__(config, model)
-        self.folder = None
+        self.folder, self.lock = None, FolderLock()
         self.results, self.records, self.ranks, self.best_epoch = {}, {}, {}, None
         self.trained_epochs = 0
         self._valid_ranks, self._curve = {}, []
@@ -76,6 +78,7 @@ class SafeCheckpoints:
             self.model.save_files(self.folder)
             checkpoint.write_json(self.folder / KEY, run_key(self.config))
             checkpoint.write_json(self.folder / checkpoint.CONFIG, self.config.snapshot())
+        self.lock.take(self.folder)
         self.saved_model_file = str(self.folder / checkpoint.BEST)
         return self.folder
 
@@ -144,7 +147,7 @@ class SafeCheckpoints:
         """Go on with the run in a folder; call before :meth:`fit`.
 
         Raises:
-            CheckpointError: if there is no whole state to resume from, or the data set is another.
+            CheckpointError: if there is no whole state to resume from, the data set is another, or the run is in progress.
         """
         self.folder = checkpoint.run_folder(resume_file)
         self.open_folder()

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from time import perf_counter
 
 from recbole_flr.comparison import studies
@@ -72,7 +73,7 @@ def _extras(plan, runner, done):
     return cost_tables(runner, done)
 
 
-def show(folder, summaries, study=None, extras=None):
+def show(folder, summaries, study=None, extras=None, more=()):
     """Print the tables and write all files.
 
     Args:
@@ -80,6 +81,7 @@ def show(folder, summaries, study=None, extras=None):
         summaries: list of Summary.
         study: name of the study, or None.
         extras: dict, data set -> list of further tables.
+        more: further pictures for the report: list of (caption, svg).
     """
     from recbole_flr.comparison.report import render
 
@@ -101,7 +103,7 @@ def show(folder, summaries, study=None, extras=None):
         text += [f"- Failed: {name}: {error}" for name, error in summary.failures]
         text += [f"- Warning: {warning}" for warning in summary.warnings]
     write_tables(folder, [table for own in shown for table in own], summaries, "\n".join([*text, ""]))
-    write_text(folder / REPORT, render(title, summaries, shown, study))
+    write_text(folder / REPORT, render(title, summaries, shown, study, more))
     print(f"\nWritten: {folder / REPORT}, {STEM}.md, {STEM}.csv and {STEM}.tex")
 
 
@@ -119,6 +121,17 @@ def check_report_packages():
                        "pip install matplotlib jinja2, or with the extra [report] of this package") from error
 
 
+def search_pictures(folder):
+    """Optuna's plots of a search: list of (caption, svg).
+
+    Args:
+        folder: of the search.
+    """
+    from recbole_flr.search_result import read_study, search_plots
+
+    return [(f"{Path(folder).name}: {name}", svg) for name, svg in search_plots(read_study(folder)).items()]
+
+
 def report_main(arguments=None):
     """Entry point of `python -m recbole_flr report`."""
     parser = argparse.ArgumentParser("python -m recbole_flr report", description="Compare runs that exist: tables and report.html.")
@@ -126,6 +139,7 @@ def report_main(arguments=None):
     parser.add_argument("--out", default="comparisons/report", help="folder for the output")
     parser.add_argument("--reference", help="row of the table that the others are compared with; else the best baseline")
     parser.add_argument("--by-dataset", action="store_true", help="a table for each data set, if the runs are on several")
+    parser.add_argument("--search", nargs="+", default=[], help="folders of searches, whose plots the report shows too")
     given = parser.parse_args(arguments)
     try:
         check_report_packages()
@@ -139,7 +153,8 @@ def report_main(arguments=None):
             own = [run for run in runs if run.dataset == dataset]
             check_same_data(own)
             summaries.append(summarise(rows_of(own), reference=given.reference))
-        show(make_folder(given.out), summaries)
+        more = [picture for folder in given.search for picture in search_pictures(folder)]
+        show(make_folder(given.out), summaries, more=more)
     except FLRError as error:
         print(f"report: {error}", file=sys.stderr)
         return 2

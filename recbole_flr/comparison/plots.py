@@ -43,9 +43,18 @@ def as_svg(name, draw, width=7.0, height=3.2):
         draw(figure)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = file.getvalue()
+    return embeddable(file.getvalue(), name).replace(INK, "currentColor")
+
+
+def embeddable(text, name):
+    """A file of matplotlib as part of a page: without head, metadata and size, and with ids that begin with a name.
+
+    Args:
+        text: of the SVG file.
+        name: unique in the page.
+    """
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg"):], flags=re.DOTALL)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text).replace(INK, "currentColor")
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     return re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", text, count=1), count=1)
 
 

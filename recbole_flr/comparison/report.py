@@ -11,7 +11,7 @@ import yaml
 from markupsafe import Markup
 
 import recbole_flr
-from recbole_flr.comparison.plots import pictures
+from recbole_flr.comparison.plots import embeddable, pictures
 from recbole_flr.comparison.summary import decimal, metric_name, sentences
 from recbole_flr.comparison.table import Cell, Table, text_cell
 from recbole_flr.result import commit_of
@@ -103,8 +103,9 @@ def render(title, summaries, shown, study=None, more=()):
         "pictures": [(caption, Markup(svg)) for caption, svg in pictures(summary, study)], "users": users(summary),
         "runs": [run for row in summary.rows for run in row.runs], "data": summary.rows[0].runs[0].result["data"],
     } for summary, own in zip(summaries, shown)]
+    searches = [(caption, Markup(embeddable(svg, f"search{number}"))) for number, (caption, svg) in enumerate(more)]
     return environment.get_template("report.html").render(
-        title=title, parts=parts, more=[(caption, Markup(svg)) for caption, svg in more], version=recbole_flr.__version__,
-        commit=commit_of(HERE.parent), script=Markup(script), style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        title=title, parts=parts, version=recbole_flr.__version__,
+        more=searches, commit=commit_of(HERE.parent), script=Markup(script), style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         allowed=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

@@ -21,6 +21,7 @@ from recbole_flr.errors import ConfigError, FLRError
 from recbole_flr.identity import read_key, run_key
 from recbole_flr.result import RANKS, RESULT, duration
 from recbole_flr.training import checkpoint
+from recbole_flr.training.lock import is_in_progress
 
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
@@ -171,6 +172,8 @@ class Runner:
             if finished:
                 self.say(f"{place}: taken over from {finished}")
                 return Done(run, finished, reused=True)
+            if unfinished and is_in_progress(unfinished):
+                return self._failed(place, run, f"this run is in progress in another process, in {unfinished}; give the command again later")
             start = perf_counter()
             self.say(f"{place}: " + (f"goes on in {unfinished}" if unfinished else "starts"))
             job = {"kind": RUN, "model": None, "dataset": None, "files": None, "options": {"resume": str(unfinished)}} if unfinished else {

@@ -1,12 +1,16 @@
 """report.html: nothing from elsewhere, all text escaped, and in a browser it opens without errors and its tables sort."""
 
+import io
 import re
 import shutil
+import sys
+import types
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 from helpers_comparison import FACTORS, write_run, write_runs
+from matplotlib.figure import Figure
 
 from recbole_flr.comparison.command import report_main
 from recbole_flr.comparison.output import write_text
@@ -118,6 +122,27 @@ def test_figures_of_papers_are_marked():
     table, = paper_tables("cds", None)
     assert "title level" in table.title and table.rows[0][1].text == ".0750"
     assert paper_tables("toys_demo", None) == [] == paper_tables("cds", "ablation")
+
+
+def test_plots_of_a_search(tmp_path, monkeypatch):
+    module = types.ModuleType("recbole_flr.search_result")
+    module.read_study = lambda folder: str(folder)
+    module.search_plots = lambda study: {"Best result": matplotlib_file("a < b"), "Importance": matplotlib_file(study)}
+    monkeypatch.setitem(sys.modules, "recbole_flr.search_result", module)
+    assert report_main([str(write_run(tmp_path / "a")), "--out", str(tmp_path / "out"), "--search", "saved/search-1"]) == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(page)
+    ids = [attributes["id"] for _, attributes in checker.seen if "id" in attributes]
+    assert len(ids) == len(set(ids)) and checker.open == []
+    assert "search-1: Best result" in page and "search-1: Importance" in page and "<?xml" not in page
+
+
+def matplotlib_file(title):
+    figure, file = Figure(), io.StringIO()
+    figure.subplots().set_title(title)
+    figure.savefig(file, format="svg")
+    return file.getvalue()
 
 
 # mistakes
