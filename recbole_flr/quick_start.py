@@ -12,7 +12,9 @@ from recbole_flr.data.loading import load_dataset, read_titles, split, title_gro
 from recbole_flr.errors import ConfigError, DataError
 from recbole_flr.evaluation import metrics_table
 from recbole_flr.factor_statistics import examples, factor_statistics
-from recbole_flr.result import EXAMPLES, RESULT, describe_result, describe_run, differing_options, duration, finite, write_ranks
+from recbole_flr.result import (
+    EXAMPLES, RESULT, describe_result, describe_run, differing_options, duration, finite, ranks_file, write_ranks,
+)  # fmt: skip
 from recbole_flr.rows import describe_ranked_rows
 from recbole_flr.trainer import with_safe_checkpoints
 from recbole_flr.training import checkpoint
@@ -191,6 +193,9 @@ def _write_results(config, model, dataset, loaders, trainer, tests, kept, descri
     valid, test = trainer.best_valid_ranks(), tests[kept]["ranks"]
     rows = [describe_ranked_rows(config, dataset, loaders[0], loader, ranks) for loader, ranks in zip(loaders[1:], (valid, test))]
     write_ranks(trainer.folder, {**valid, **rows[0]}, {**test, **rows[1]})
+    for name in tests:
+        if name != kept:
+            write_ranks(trainer.folder, {}, {**tests[name]["ranks"], **rows[1]}, ranks_file(name, kept))
     factors = None
     if rows[1]:
         titles = _titles(config, model, dataset)

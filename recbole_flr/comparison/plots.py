@@ -177,7 +177,7 @@ def factor_pictures(summary):
     found = []
     for number, row in enumerate(summary.rows):
         run = row.runs[0]
-        factors = run.result.get("factors") if run.has_ranks else None
+        factors = run.result.get("factors") if run.is_kept else None
         if not factors:
             continue
         names = [str(factor + 1) for factor in range(factors["num_factors"])]

@@ -67,7 +67,7 @@ def users(summary):
     found = {}
     for row in summary.rows:
         run = row.runs[0]
-        if not run.has_ranks:
+        if not run.is_kept:
             continue
         for each in run.examples:
             entry = found.setdefault(each["row"], {

@@ -9,7 +9,7 @@ import numpy as np
 
 from recbole_flr.errors import CheckpointError, DataError
 from recbole_flr.identity import WITHOUT_EFFECT
-from recbole_flr.result import EXAMPLES, FORMAT, RANKS, RESULT, read_ranks
+from recbole_flr.result import EXAMPLES, FORMAT, RANKS, RESULT, ranks_file, read_ranks
 from recbole_flr.training.checkpoint import CONFIG
 
 SHOWN_OPTIONS = 3  # options in a label
@@ -44,14 +44,19 @@ class Run:
         return self.result["seed"]
 
     @property
-    def has_ranks(self):
-        """Whether `ranks.npz` belongs to the stage that is shown; it holds those of the stage that was kept."""
+    def is_kept(self):
+        """Whether the run kept the stage that is shown; the examples and the statistics of the factors are of that one."""
         return self.stage == self.result["kept"]
+
+    @property
+    def has_ranks(self):
+        """Whether there are ranks of the stage that is shown; runs of earlier versions have those of the kept one only."""
+        return (self.folder / ranks_file(self.stage, self.result["kept"])).is_file()
 
     @cached_property
     def ranks(self):
-        """The arrays of `ranks.npz`."""
-        return read_ranks(self.folder)
+        """The arrays of the ranks of the stage that is shown; if there are none, of the kept one."""
+        return read_ranks(self.folder, ranks_file(self.stage, self.result["kept"]) if self.has_ranks else RANKS)
 
     @cached_property
     def examples(self):

@@ -165,7 +165,7 @@ def factors_table(summary):
     """Statistics of the factors (FLR, Figures 4 and 6), as means over the seeds; None if no model has factors."""
     rows = []
     for row in summary.rows:
-        found = [run.result.get("factors") for run in row.runs if run.has_ranks]
+        found = [run.result.get("factors") for run in row.runs if run.is_kept]
         if not found or not all(found):
             continue
 

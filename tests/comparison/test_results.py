@@ -8,6 +8,7 @@ from helpers_comparison import ROWS, draw_rows, write_run, write_runs
 
 from recbole_flr.comparison.results import check_same_data, read_run, rows_of
 from recbole_flr.errors import CheckpointError, DataError
+from recbole_flr.result import write_ranks
 
 
 def test_a_run_is_read(tmp_path):
@@ -30,7 +31,11 @@ def test_costs_add_up_over_stages(tmp_path):
     run = read_run(folder)
     assert run.costs() == {"train_seconds": 8.5, "peak_memory_bytes": 7, "user_seconds": 1.2 / ROWS, "parameters": 1000}
     other = read_run(folder, "grpo")
-    assert other.test == {"ndcg@10": 0.4} and not other.has_ranks and other.costs()["user_seconds"] is None
+    assert other.test == {"ndcg@10": 0.4} and not other.is_kept and other.costs()["user_seconds"] is None
+    assert not other.has_ranks and (other.ranks["test_item_rank"] == run.ranks["test_item_rank"]).all()
+    write_ranks(folder, {}, {"item_rank": np.arange(3)}, "ranks-grpo.npz")
+    other = read_run(folder, "grpo")
+    assert other.has_ranks and other.ranks["test_item_rank"].tolist() == [0, 1, 2]
     with pytest.raises(CheckpointError, match="no stage 'warm'"):
         read_run(folder, "warm")
     with pytest.raises(CheckpointError, match="no test result"):

@@ -19,6 +19,7 @@ from recbole_flr.comparison.runs import Runner, Slots
 from recbole_flr.errors import ConfigError
 from recbole_flr.identity import read_key
 from recbole_flr.quick_start import run_recbole_flr
+from recbole_flr.training.lock import FolderLock
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -115,8 +116,18 @@ def test_a_killed_run_goes_on(words, in_process, session_data):
     assert test[0] == test[1] and whole.folder != folder
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_a_run_in_progress_elsewhere_is_left_alone(words, in_process, session_data):
+    interrupt(lambda: run_recbole_flr("SASRec", "tiny", config_dict={**TINY, "data_path": str(session_data), "epochs": 3}), 1)
+    folder = next(Path("saved").iterdir())
+    with FolderLock() as lock:
+        lock.take(folder)
+        done, = run_all(words, model="SASRec", seeds="1", epochs="3")
+    assert "in progress in another process" in done.error and in_process == []
+
+
 def test_a_failure_does_not_stop_the_others(words, in_process):
-    """The history is longer than num_heads allows only when the model is built."""
+    """That three heads cannot share a width of ten is noticed only when the model is built."""
     done = run_all(words, model="SASRec,VSKNN", **{"SASRec.hidden_size": "10", "SASRec.n_heads": "3"})
     assert done[0].folder is None and "hidden size (10) is not a multiple" in done[0].error
     assert done[1].error is None and done[1].folder.is_dir()
