@@ -85,8 +85,8 @@ def summarise(alpha, attention, vectors):
         - `max_attention`, A_max: the largest share of its attention that a factor gives to one item of the history, averaged over
           rows and factors.
         - `disentanglement`: (1 - S_avg) * A_max.
-        - `gate`: `mean` [K]; `largest` [K], share of rows in which the factor has the largest weight; `histogram` [K][BINS], share of
-          rows by weight; `entropy`, mean over rows in nats; `entropy_of_mean`, in nats.
+        - `gate`: `mean` [K]; `largest` [K], share of rows in which the factor has the largest weight; `histogram` [K][BINS], share
+          of rows by weight; `entropy`, mean over rows in nats; `entropy_of_mean`, in nats.
     """
     alpha, attention = alpha.astype(np.float64), attention.astype(np.float64)
     number = alpha.shape[1]
@@ -97,12 +97,17 @@ def summarise(alpha, attention, vectors):
     largest = float(attention[:, :, :-1].max(2).mean()) if attention.shape[2] > 1 else 0.0
     histogram = [np.histogram(column, BINS, (0, 1))[0] / len(alpha) for column in np.clip(alpha, 0, 1).T]
     return {
-        "rows": len(alpha), "num_factors": number,
-        "correlation": None if matrix is None else matrix.round(4).tolist(), "mean_abs_correlation": similarity,
-        "max_attention": largest, "disentanglement": None if similarity is None else (1 - similarity) * largest,
+        "rows": len(alpha),
+        "num_factors": number,
+        "correlation": None if matrix is None else matrix.round(4).tolist(),
+        "mean_abs_correlation": similarity,
+        "max_attention": largest,
+        "disentanglement": None if similarity is None else (1 - similarity) * largest,
         "gate": {
-            "mean": alpha.mean(0).tolist(), "largest": (np.bincount(alpha.argmax(1), minlength=number) / len(alpha)).tolist(),
-            "histogram": [each.round(4).tolist() for each in histogram], "entropy": float(entropy(alpha).mean()),
+            "mean": alpha.mean(0).tolist(),
+            "largest": (np.bincount(alpha.argmax(1), minlength=number) / len(alpha)).tolist(),
+            "histogram": [each.round(4).tolist() for each in histogram],
+            "entropy": float(entropy(alpha).mean()),
             "entropy_of_mean": float(entropy(alpha.mean(0))),
         },
     }
@@ -121,8 +126,14 @@ def factor_statistics(model, loader, device, shown=()):
     explained = explain_rows(model, loader, evenly_spaced(len(loader._dataset), MOST_ROWS), device)
     if explained is None:
         return None
-    maps = [{"user": each["user"], "history": [item["title"] for item in each["history"]],
-             "attention": [factor["attention"] for factor in each["factors"]]} for each in shown[:MAPS]]
+    maps = [
+        {
+            "user": each["user"],
+            "history": [item["title"] for item in each["history"]],
+            "attention": [factor["attention"] for factor in each["factors"]],
+        }
+        for each in shown[:MAPS]
+    ]
     return {**summarise(*explained), "maps": maps}
 
 
@@ -139,8 +150,8 @@ def examples(model, dataset, loader, ranks, titles, device):
 
     Returns:
         list of dicts: `row`, `user`, `history` [{item, title}] oldest first, `target` {item, title}, `rank` of the target,
-        `recommended` [{item, title}] best first, and for a model with factors `factors`: [{weight, attention: [share of each item of
-        the history]}].
+        `recommended` [{item, title}] best first, and for a model with factors `factors`: [{weight, attention: [share of each item
+        of the history]}].
     """
     rows = loader._dataset.inter_feat
     numbers = evenly_spaced(len(rows), EXAMPLES)
@@ -156,13 +167,18 @@ def examples(model, dataset, loader, ranks, titles, device):
         history = [item for item in rows[field][number].tolist() if item]
         reached = np.isfinite(ranks["top_scores"][number])
         entry = {
-            "row": number, "user": str(dataset.field2id_token[dataset.uid_field][rows[dataset.uid_field][number]]),
-            "history": [name(item) for item in history], "target": name(int(ranks["target"][number])),
-            "rank": int(ranks["item_rank"][number]), "recommended": [name(item) for item in ranks["top_items"][number][reached].tolist()],
+            "row": number,
+            "user": str(dataset.field2id_token[dataset.uid_field][rows[dataset.uid_field][number]]),
+            "history": [name(item) for item in history],
+            "target": name(int(ranks["target"][number])),
+            "rank": int(ranks["item_rank"][number]),
+            "recommended": [name(item) for item in ranks["top_items"][number][reached].tolist()],
         }
         if explained is not None:
             alpha, attention, _ = explained
-            entry["factors"] = [{"weight": round(float(weight), 4), "attention": [round(float(share), 4) for share in shares]}
-                                for weight, shares in zip(alpha[place], attention[place][:, :len(history)])]
+            entry["factors"] = [
+                {"weight": round(float(weight), 4), "attention": [round(float(share), 4) for share in shares]}
+                for weight, shares in zip(alpha[place], attention[place][:, : len(history)])
+            ]
         found.append(entry)
     return found

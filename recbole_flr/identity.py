@@ -14,8 +14,26 @@ from recbole_flr.training import checkpoint
 
 KEY = "key.json"
 WITHOUT_EFFECT = {  # options that change where and how a run works, but not its result
-    "checkpoint_dir", "checkpoint_every", "data_path", "device", "download", "gpu_id", "group_offset", "ip", "local_rank", "log_wandb",
-    "nproc", "offset", "port", "resume", "show_progress", "state", "use_gpu", "wandb_project", "worker", "world_size",
+    "checkpoint_dir",
+    "checkpoint_every",
+    "data_path",
+    "device",
+    "download",
+    "gpu_id",
+    "group_offset",
+    "ip",
+    "local_rank",
+    "log_wandb",
+    "nproc",
+    "offset",
+    "port",
+    "resume",
+    "show_progress",
+    "state",
+    "use_gpu",
+    "wandb_project",
+    "worker",
+    "world_size",
 }
 NOT_PART_OF_A_RUN = ("comparison", "command.py", "__main__.py")  # code of the package that no run depends on
 VERSIONS = ("recbole", "torch", "transformers")
@@ -29,8 +47,8 @@ def run_key(config, start=None):
         start: folder of the run whose weights this one starts from; None: the option `checkpoint`.
 
     Returns:
-        dict: `options` (name -> value, without those that cannot change the result), `data` (sha256 of the files), `start` (sha256
-        of the weights that the run starts from, or None) and `version` (of the packages, and sha256 of the code).
+        dict: `options` (name -> value, without those that cannot change the result), `data` (sha256 of the files), `start`
+        (sha256 of the weights that the run starts from, or None) and `version` (of the packages, and sha256 of the code).
     """
     options = {name: value for name, value in config.planned().items() if name not in WITHOUT_EFFECT}
     start = options.pop("checkpoint", None) or start

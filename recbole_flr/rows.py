@@ -47,16 +47,18 @@ def describe_rows(config, dataset, train_loader, loader):
     seen = counts > 0
     seen[train[history_field].numpy()] = True
     return {
-        "user": users.astype(np.int32), "history": history.astype(np.int32),
+        "user": users.astype(np.int32),
+        "history": history.astype(np.int32),
         "days": days_since_last(config, dataset, loader, users, history, targets),
         "user_rows": np.bincount(users_of_training, minlength=dataset.user_num)[users].astype(np.int32),
-        "target_rows": counts[targets].astype(np.int32), "target_seen": seen[targets],
+        "target_rows": counts[targets].astype(np.int32),
+        "target_seen": seen[targets],
         "target_popular": popular_items(counts)[targets],
     }
 
 
 def describe_ranked_rows(config, dataset, train_loader, loader, ranks):
-    """:func:`describe_rows`, if the ranks are those of the loader's rows in their order; else an empty dict, as with sampled negatives.
+    """:func:`describe_rows`, if the ranks are those of the loader's rows in their order; else an empty dict (sampled negatives).
 
     Args:
         ranks: arrays of :meth:`recbole_flr.evaluation.RankCollector.take_ranks`.

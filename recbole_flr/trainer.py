@@ -43,8 +43,8 @@ class SafeCheckpoints:
         folder: of the run; see :mod:`recbole_flr.training.checkpoint` for what is in it.
         ranks: of the last evaluation; see :meth:`recbole_flr.evaluation.RankCollector.take_ranks`.
         results: name of a finished, validated stage -> (best valid score, best valid result).
-        records: name of a stage -> what it cost: seconds, peak_memory_bytes, epochs, best_epoch; and `curve`, the validation score
-            after each validated epoch.
+        records: name of a stage -> what it cost: seconds, peak_memory_bytes, epochs, best_epoch; and `curve`, the validation
+            score after each validated epoch.
         trained_epochs: epochs that this process has trained.
         lock: on the folder. :meth:`open_folder` takes it, within `with trainer.lock`.
     """

@@ -7,9 +7,19 @@ import numpy as np
 ITEMS, ROWS, LENGTH = 30, 60, 4
 OPTIONS = {"valid_metric": "NDCG@10", "eval_args": {"mode": {"valid": "full", "test": "full"}}, "topk": [5, 10], "num_factors": 4}
 FACTORS = {
-    "rows": ROWS, "num_factors": 2, "correlation": [[1.0, -0.5], [-0.5, 1.0]], "mean_abs_correlation": 0.5, "max_attention": 0.4,
-    "disentanglement": 0.2, "gate": {"mean": [0.7, 0.3], "largest": [0.9, 0.1], "histogram": [[0.1] * 10, [0.1] * 10], "entropy": 0.6,
-                                     "entropy_of_mean": 0.61},
+    "rows": ROWS,
+    "num_factors": 2,
+    "correlation": [[1.0, -0.5], [-0.5, 1.0]],
+    "mean_abs_correlation": 0.5,
+    "max_attention": 0.4,
+    "disentanglement": 0.2,
+    "gate": {
+        "mean": [0.7, 0.3],
+        "largest": [0.9, 0.1],
+        "histogram": [[0.1] * 10, [0.1] * 10],
+        "entropy": 0.6,
+        "entropy_of_mean": 0.61,
+    },
     "maps": [{"user": "u$1$", "history": ["A $x$ title", "積み木"], "attention": [[0.5, 0.2], [0.1, 0.3]]}],
 }
 
@@ -22,9 +32,15 @@ def draw_rows(seed=0):
         history[row, length:] = 0
     target = np.where(rng.random(ROWS) < 0.2, history[:, 0], rng.integers(1, ITEMS + 1, ROWS))
     return {
-        "row": np.arange(ROWS), "target": target, "user": rng.integers(1, 20, ROWS), "history": history,
-        "days": rng.choice([0, 0, 1, 5, np.nan], ROWS), "user_rows": rng.integers(0, 3, ROWS), "target_rows": rng.integers(0, 5, ROWS),
-        "target_seen": rng.random(ROWS) < 0.8, "target_popular": rng.random(ROWS) < 0.3,
+        "row": np.arange(ROWS),
+        "target": target,
+        "user": rng.integers(1, 20, ROWS),
+        "history": history,
+        "days": rng.choice([0, 0, 1, 5, np.nan], ROWS),
+        "user_rows": rng.integers(0, 3, ROWS),
+        "target_rows": rng.integers(0, 5, ROWS),
+        "target_seen": rng.random(ROWS) < 0.8,
+        "target_popular": rng.random(ROWS) < 0.3,
     }
 
 
@@ -51,17 +67,42 @@ def write_run(folder, model="SASRec", seed=2020, ranks=None, rows=None, title="T
     ranks = np.random.default_rng(seed).integers(1, 31, ROWS) if ranks is None else ranks
     rows = draw_rows() if rows is None else rows
     metrics = metrics_of(ranks)
-    stage = {"name": "train", "seconds": 10.0 + seed % 7, "peak_memory_bytes": 300_000_000, "epochs": 2, "best_epoch": 1,
-             "curve": [[0, 0.1], [1, 0.2]], "best_valid_score": metrics["ndcg@10"], "best_valid_result": metrics, "test_result": metrics,
-             "test_seconds": 0.6}
+    stage = {
+        "name": "train",
+        "seconds": 10.0 + seed % 7,
+        "peak_memory_bytes": 300_000_000,
+        "epochs": 2,
+        "best_epoch": 1,
+        "curve": [[0, 0.1], [1, 0.2]],
+        "best_valid_score": metrics["ndcg@10"],
+        "best_valid_result": metrics,
+        "test_result": metrics,
+        "test_seconds": 0.6,
+    }
     dataset = changes.get("dataset", "tiny")
     result = {
-        "format": 1, "model": model, "dataset": dataset, "command": ["run_recbole_flr.py", f"--model={model}"], "options": {}, "seed": seed,
-        "commit": None, "versions": {"torch": "2"}, "hardware": {"cpu": changes.get("cpu", "x"), "gpu": None, "threads": 1},
-        "data": {"fingerprint": changes.get("fingerprint", "f" * 64), "users": 20, "items": ITEMS,
-                 "rows": {"train": 100, "valid": 10, "test": ROWS}},
-        "parameters": 1000, "stages": changes.get("stages", [stage]), "kept": changes.get("kept", "train"),
-        "best_valid_score": metrics["ndcg@10"], "best_valid_result": metrics, "test_result": metrics, "factors": changes.get("factors"),
+        "format": 1,
+        "model": model,
+        "dataset": dataset,
+        "command": ["run_recbole_flr.py", f"--model={model}"],
+        "options": {},
+        "seed": seed,
+        "commit": None,
+        "versions": {"torch": "2"},
+        "hardware": {"cpu": changes.get("cpu", "x"), "gpu": None, "threads": 1},
+        "data": {
+            "fingerprint": changes.get("fingerprint", "f" * 64),
+            "users": 20,
+            "items": ITEMS,
+            "rows": {"train": 100, "valid": 10, "test": ROWS},
+        },
+        "parameters": 1000,
+        "stages": changes.get("stages", [stage]),
+        "kept": changes.get("kept", "train"),
+        "best_valid_score": metrics["ndcg@10"],
+        "best_valid_result": metrics,
+        "test_result": metrics,
+        "factors": changes.get("factors"),
         "seconds": 12.0,
     }
     (folder / "result.json").write_text(json.dumps(result))
@@ -69,8 +110,14 @@ def write_run(folder, model="SASRec", seed=2020, ranks=None, rows=None, title="T
     (folder / "run.json").write_text(json.dumps(options))
     np.savez(folder / "ranks.npz", **{f"test_{name}": value for name, value in {**rows, "item_rank": ranks}.items()})
     history = [{"item": "i1", "title": f"{title} 1"}, {"item": "i2", "title": f"{title} 2"}]
-    example = {"row": 3, "user": "u1", "history": history, "target": {"item": "i3", "title": f"{title} 3"}, "rank": 2,
-               "recommended": [{"item": "i4", "title": f"{title} 4"}, {"item": "i3", "title": f"{title} 3"}]}
+    example = {
+        "row": 3,
+        "user": "u1",
+        "history": history,
+        "target": {"item": "i3", "title": f"{title} 3"},
+        "rank": 2,
+        "recommended": [{"item": "i4", "title": f"{title} 4"}, {"item": "i3", "title": f"{title} 3"}],
+    }
     if changes.get("factors"):
         example["factors"] = [{"weight": 0.7, "attention": [0.5, 0.2]}, {"weight": 0.3, "attention": [0.1, 0.3]}]
     (folder / "examples.json").write_text(json.dumps([example]))

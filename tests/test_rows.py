@@ -1,6 +1,5 @@
 """What ranks.npz says about the rows, against loops over the files."""
 
-
 import numpy as np
 import pytest
 from conftest import TINY
@@ -20,7 +19,7 @@ def lines(path):
 
 
 def write_log(folder, rng, unit=1):
-    """Spread the times of the split files over days, and write the file of all interactions; the first purchases are there only."""
+    """Spread the times of the split files over days, and write the file of all interactions, the first ones included."""
     log = []
     for part in ("train", "valid", "test"):
         path = folder / f"tiny.{part}.inter"
@@ -34,7 +33,9 @@ def write_log(folder, rng, unit=1):
         names = [field.split(":")[0] for field in head.split("\t")]
         path.write_text("\n".join([head, *("\t".join(row[name] for name in names) for row in rows)]) + "\n", encoding="utf-8")
     body = ["\t".join(entry) for entry in log] + ["stranger\ti1\t5", "u1\tunknown\t6"]
-    (folder / "tiny.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *body]) + "\n", encoding="utf-8")
+    (folder / "tiny.inter").write_text(
+        "\n".join(["user_id:token\titem_id:token\ttimestamp:float", *body]) + "\n", encoding="utf-8"
+    )
     return log
 
 
@@ -58,7 +59,7 @@ def test_rows_by_loop(tiny_data, seed, unit):
     counts = [sum(row["item_id"] == token for row in train) for token in dataset.field2id_token["item_id"]]
     seen = {token for row in train for token in [row["item_id"], *row["item_id_list"].split(" ")]}
     order = sorted(range(1, len(counts)), key=lambda number: (-counts[number], number))
-    popular = set(order[:round(0.2 * len(order))])
+    popular = set(order[: round(0.2 * len(order))])
     for part, loader in (("valid", loaders[1]), ("test", loaders[2])):
         found = describe_rows(config, dataset, loaders[0], loader)
         unknown = 0

@@ -6,12 +6,13 @@ from pathlib import Path
 from time import perf_counter
 
 from recbole_flr.comparison import studies
+from recbole_flr.comparison.formats import for_terminal
 from recbole_flr.comparison.output import REPORT, STEM, default_folder, make_folder, write_tables, write_text
 from recbole_flr.comparison.plan import make_plan
 from recbole_flr.comparison.results import Row, check_same_data, read_run, rows_of
 from recbole_flr.comparison.runs import Runner
 from recbole_flr.comparison.summary import sentences, summarise
-from recbole_flr.comparison.table import for_terminal, tables
+from recbole_flr.comparison.table import tables
 from recbole_flr.errors import DataError, FLRError
 from recbole_flr.result import duration
 
@@ -33,7 +34,10 @@ def compare(options):
     check_report_packages()
     folder = make_folder(plan.out or default_folder(plan))
     runner = Runner(plan, folder)
-    print(f"{len(plan.runs)} runs, {plan.jobs} at a time. The result goes to {folder}. If this is interrupted, the same command goes on.")
+    print(
+        f"{len(plan.runs)} runs, {plan.jobs} at a time. The result goes to {folder}. If this is interrupted, the same "
+        "command goes on."
+    )
     try:
         done = runner.run_all()
         extras = _extras(plan, runner, done)
@@ -117,8 +121,10 @@ def check_report_packages():
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise FLRError(f"a comparison draws its report with matplotlib and jinja2, and {error.name} is not installed; install them with "
-                       "pip install matplotlib jinja2, or with the extra [report] of this package") from error
+        raise FLRError(
+            f"a comparison draws its report with matplotlib and jinja2, and {error.name} is not installed; install them with "
+            "pip install matplotlib jinja2, or with the extra [report] of this package"
+        ) from error
 
 
 def search_pictures(folder):
@@ -134,7 +140,9 @@ def search_pictures(folder):
 
 def report_main(arguments=None):
     """Entry point of `python -m recbole_flr report`."""
-    parser = argparse.ArgumentParser("python -m recbole_flr report", description="Compare runs that exist: tables and report.html.")
+    parser = argparse.ArgumentParser(
+        "python -m recbole_flr report", description="Compare runs that exist: tables and report.html."
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run, such as saved/FLR-toys_demo-...")
     parser.add_argument("--out", default="comparisons/report", help="folder for the output")
     parser.add_argument("--reference", help="row of the table that the others are compared with; else the best baseline")
@@ -146,8 +154,10 @@ def report_main(arguments=None):
         runs = [read_run(folder) for folder in dict.fromkeys(given.runs)]
         datasets = list(dict.fromkeys(run.dataset for run in runs))
         if len(datasets) > 1 and not given.by_dataset:
-            raise DataError(f"found runs on different data: {', '.join(f'{run.folder} is on {run.dataset}' for run in runs[:4])}; a table "
-                            "compares runs on the same rows; leave some out, or add --by-dataset for a table of each data set")
+            raise DataError(
+                f"found runs on different data: {', '.join(f'{run.folder} is on {run.dataset}' for run in runs[:4])}; a table "
+                "compares runs on the same rows; leave some out, or add --by-dataset for a table of each data set"
+            )
         summaries = []
         for dataset in datasets:
             own = [run for run in runs if run.dataset == dataset]

@@ -30,7 +30,9 @@ def cost_tables(runner, done):
         seen.add((run.dataset, run.label))
         runner.say(f"{run.name}: ranking {USERS} users {TIMES} times")
         data_path = runner.configs[number]["data_path"].removesuffix(run.dataset) or None
-        outcome = runner.work({"kind": COST, "folder": str(each.folder), "data_path": data_path}, f"cost-{run.label}-{run.dataset}")
+        outcome = runner.work(
+            {"kind": COST, "folder": str(each.folder), "data_path": data_path}, f"cost-{run.label}-{run.dataset}"
+        )
         if "error" in outcome:
             runner.say(f"{run.name}: FAILED: {outcome['error']}")
             continue
@@ -49,12 +51,22 @@ def cost_table(measured):
     for label, answer in measured:
         times = answer["seconds"]
         middle = statistics.median(times)
-        rows.append([
-            text_cell(label), Cell(f"{middle:.3g} s", middle), Cell(f"{min(times):.3g} to {max(times):.3g} s", float(np.ptp(times))),
-            Cell(f"{1000 * middle / answer['users']:.3g} ms", middle / answer["users"]), Cell(f"{middle / fastest:.2f}", middle / fastest),
-            Cell(str(answer["beams"] or "-"), answer["beams"]),
-        ])
+        rows.append(
+            [
+                text_cell(label),
+                Cell(f"{middle:.3g} s", middle),
+                Cell(f"{min(times):.3g} to {max(times):.3g} s", float(np.ptp(times))),
+                Cell(f"{1000 * middle / answer['users']:.3g} ms", middle / answer["users"]),
+                Cell(f"{middle / fastest:.2f}", middle / fastest),
+                Cell(str(answer["beams"] or "-"), answer["beams"]),
+            ]
+        )
     mark(rows, 1, largest=False)
     columns = ["model", f"{measured[0][1]['users']} users", "fastest to slowest", "per user", "beside the fastest", "beams"]
-    return Table("cost", f"Time to rank {measured[0][1]['users']} users in batches of {BATCH} (as in Figure 9)", columns, rows,
-                 [f"Median of {TIMES} passes after one batch that does not count; a process for each model, the first seed."])
+    return Table(
+        "cost",
+        f"Time to rank {measured[0][1]['users']} users in batches of {BATCH} (as in Figure 9)",
+        columns,
+        rows,
+        [f"Median of {TIMES} passes after one batch that does not count; a process for each model, the first seed."],
+    )

@@ -5,7 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
-from recbole_flr.comparison.table import for_csv, for_latex, for_markdown
+from recbole_flr.comparison.formats import for_csv, for_latex, for_markdown
 from recbole_flr.errors import OutputError
 from recbole_flr.training.checkpoint import replace
 
@@ -31,7 +31,9 @@ def make_folder(folder):
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"out: cannot create the folder {folder} ({error.strerror}); choose another with --out=FOLDER") from error
+        raise OutputError(
+            f"out: cannot create the folder {folder} ({error.strerror}); choose another with --out=FOLDER"
+        ) from error
     return Path(folder)
 
 
@@ -51,8 +53,10 @@ def write_text(path, text):
             free = f"; {shutil.disk_usage(temporary.parent).free / 1e6:.0f} MB are free there"
         except OSError:
             free = ""
-        raise OutputError(f"cannot write {path}: {error.strerror} ({len(text.encode()) / 1e6:.1f} MB are needed{free}). The runs are "
-                          "kept: make room, or choose another folder with --out, and give the command again") from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror} ({len(text.encode()) / 1e6:.1f} MB are needed{free}). The runs are "
+            "kept: make room, or choose another folder with --out, and give the command again"
+        ) from error
 
 
 def write_tables(folder, tables, summaries, heading):

@@ -66,22 +66,25 @@ def make_plan(options):
     """Options of the command line -> Plan.
 
     Args:
-        options: dict of texts: `model` and `dataset` (names, separated by commas), COMPARISON, `config_files`, options of all runs,
-            and options of one model as `MODEL.NAME`.
+        options: dict of texts: `model` and `dataset` (names, separated by commas), COMPARISON, `config_files`, options of all
+            runs, and options of one model as `MODEL.NAME`.
 
     Raises:
-        ConfigError: for a model or data set that is named twice, an unknown study, wrong seeds or jobs, or options for a model that is
-            not in the comparison.
+        ConfigError: for a model or data set that is named twice, an unknown study, wrong seeds or jobs, or options for a model that
+            is not in the comparison.
     """
     options = dict(options)
     own = {name: options.pop(name) for name in COMPARISON if name in options}
     for name in ("resume", "checkpoint"):
         if name in options:
-            raise ConfigError(f"{name}: found it in a comparison, expected a single run; a comparison resumes when its command is "
-                              "given again")
+            raise ConfigError(
+                f"{name}: found it in a comparison, expected a single run; a comparison resumes when its command is given again"
+            )
     study = own.get("study")
     if study is not None and study not in STUDIES:
-        raise ConfigError(f"study: found {study!r}, expected one of {', '.join(STUDIES)}; the nearest is {nearest(study, STUDIES)!r}")
+        raise ConfigError(
+            f"study: found {study!r}, expected one of {', '.join(STUDIES)}; the nearest is {nearest(study, STUDIES)!r}"
+        )
     default = ",".join(study_models(study)) if study else "FLR"
     models = _names(options.pop("model", default), "model")
     datasets = _names(options.pop("dataset", "toys_demo"), "dataset")
@@ -144,6 +147,8 @@ def _seeds(text, first):
         return seeds
     number = _number(text, "seeds")
     if number > MOST_SEEDS:
-        raise ConfigError(f"seeds: found {number}, expected the number of seeds (at most {MOST_SEEDS}) or a list such as 2020,2021; "
-                          f"for one seed write --seed={number}")
+        raise ConfigError(
+            f"seeds: found {number}, expected the number of seeds (at most {MOST_SEEDS}) or a list such as 2020,2021; "
+            f"for one seed write --seed={number}"
+        )
     return list(range(first, first + number))

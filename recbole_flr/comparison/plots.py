@@ -1,4 +1,6 @@
-"""Pictures of a comparison as SVG text, drawn by matplotlib. Text and lines have the colour of the page, so they fit light and dark.
+"""Pictures of a comparison as SVG text, drawn by matplotlib.
+
+Text and lines have the colour of the page, so they fit its light and its dark mode.
 
 Text of a catalogue is never read as a formula.
 """
@@ -15,13 +17,37 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from recbole_flr.comparison.summary import metric_name
 
 INK = "#010203"  # stands for the colour of the page's text
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#7f7f7f")  # told apart by the colour-blind
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+    "#8c6bb1",
+    "#7f7f7f",
+)  # told apart by the colour-blind
 MARKERS = "osD^vP*X"
 STYLE = {
-    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
-    "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": "none",
-    "axes.facecolor": "none", "legend.frameon": False, "axes.grid": True, "grid.color": INK, "grid.alpha": 0.15, "grid.linewidth": 0.6,
-    "text.parse_math": False, "axes.axisbelow": True,
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.6,
+    "text.parse_math": False,
+    "axes.axisbelow": True,
 }
 LONGEST = 28  # letters of a title in a picture
 
@@ -38,7 +64,9 @@ def as_svg(name, draw, width=7.0, height=3.2):
         str: `<svg ...>...</svg>`, without the head of an XML file and without metadata.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # glyphs that matplotlib's own font does not have; the browser draws the text
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # glyphs that matplotlib's own font does not have; the browser draws the text
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
         file = io.StringIO()
@@ -53,9 +81,11 @@ def embeddable(text, name):
         text: of the SVG file.
         name: unique in the page.
     """
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg"):], flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    return re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", text, count=1), count=1)
+    return re.sub(
+        r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", text, count=1), count=1
+    )
 
 
 def _colour(summary, label):
@@ -63,7 +93,7 @@ def _colour(summary, label):
 
 
 def _short(text):
-    return text if len(text) <= LONGEST else text[:LONGEST - 1] + "…"
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def metric_bars(summary):
@@ -76,8 +106,13 @@ def metric_bars(summary):
     def draw(figure):
         for axes, metric in zip(np.ravel(figure.subplots(1, len(shown), sharey=True)), shown):
             values = [summary.means[label][metric] for label in labels]
-            axes.barh(labels, [mean for mean, _ in values], xerr=[deviation or 0 for _, deviation in values],
-                      color=[_colour(summary, label) for label in labels], error_kw={"ecolor": INK, "capsize": 3})
+            axes.barh(
+                labels,
+                [mean for mean, _ in values],
+                xerr=[deviation or 0 for _, deviation in values],
+                color=[_colour(summary, label) for label in labels],
+                error_kw={"ecolor": INK, "capsize": 3},
+            )
             axes.set_xlabel(metric_name(metric))
             axes.grid(False, axis="y")
 
@@ -108,8 +143,16 @@ def learning_curves(summary):
         axes = figure.subplots()
         for number, (label, lines) in enumerate(known.items()):
             for place, (epochs, scores) in enumerate(lines):
-                axes.plot(epochs, scores, color=_colour(summary, label), marker=MARKERS[number % len(MARKERS)], markersize=3,
-                          linewidth=1, alpha=0.8, label=None if place else label)
+                axes.plot(
+                    epochs,
+                    scores,
+                    color=_colour(summary, label),
+                    marker=MARKERS[number % len(MARKERS)],
+                    markersize=3,
+                    linewidth=1,
+                    alpha=0.8,
+                    label=None if place else label,
+                )
         axes.set_xlabel("epoch, counted over all stages")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(f"valid {metric_name(summary.metric)}")
@@ -120,8 +163,11 @@ def learning_curves(summary):
 
 def accuracy_and_time(summary):
     """The main metric against the time of training and against the time for a ranked user; None if no time is known."""
-    shown = [(name, text) for name, text in (("train_seconds", "training time (s)"), ("user_seconds", "time per ranked user (s)"))
-             if any(summary.costs[label][name] for label in summary.labels)]
+    shown = [
+        (name, text)
+        for name, text in (("train_seconds", "training time (s)"), ("user_seconds", "time per ranked user (s)"))
+        if any(summary.costs[label][name] for label in summary.labels)
+    ]
     if not shown:
         return None
 
@@ -130,8 +176,16 @@ def accuracy_and_time(summary):
             for number, label in enumerate(summary.labels):
                 cost, (mean, deviation) = summary.costs[label][name], summary.means[label][summary.metric]
                 if cost:
-                    axes.errorbar(cost, mean, yerr=deviation or 0, color=_colour(summary, label), marker=MARKERS[number % len(MARKERS)],
-                                  capsize=3, linestyle="none", label=label)
+                    axes.errorbar(
+                        cost,
+                        mean,
+                        yerr=deviation or 0,
+                        color=_colour(summary, label),
+                        marker=MARKERS[number % len(MARKERS)],
+                        capsize=3,
+                        linestyle="none",
+                        label=label,
+                    )
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # matplotlib's own writes formulas
@@ -156,9 +210,17 @@ def slice_dots(summary):
         for number, label in enumerate(summary.labels):
             values = [found.get(label) for _, _, found in summary.slices][::-1]
             if all(values):
-                axes.errorbar([mean for mean, _ in values], names, xerr=[deviation or 0 for _, deviation in values],
-                              color=_colour(summary, label), marker=MARKERS[number % len(MARKERS)], markersize=4, linestyle="none",
-                              capsize=2, label=label)
+                axes.errorbar(
+                    [mean for mean, _ in values],
+                    names,
+                    xerr=[deviation or 0 for _, deviation in values],
+                    color=_colour(summary, label),
+                    marker=MARKERS[number % len(MARKERS)],
+                    markersize=4,
+                    linestyle="none",
+                    capsize=2,
+                    label=label,
+                )
         axes.set_xlabel(metric_name(summary.metric))
         figure.legend(loc="outside right upper")
 
@@ -169,7 +231,15 @@ def _label_cells(axes, matrix, limit):
     """Write the numbers into the cells of a picture of a matrix."""
     for row, column in np.ndindex(*matrix.shape):
         value = matrix[row, column]
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="#ffffff" if abs(value) > limit else "#000000")
+        axes.text(
+            column,
+            row,
+            f"{value:.2f}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="#ffffff" if abs(value) > limit else "#000000",
+        )
 
 
 def factor_pictures(summary):
@@ -189,8 +259,13 @@ def factor_pictures(summary):
                 matrix = np.array(factors["correlation"])
                 axes[0].imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
                 _label_cells(axes[0], matrix, 0.6)
-                axes[0].set(title="correlation of the factors", xticks=range(len(names)), yticks=range(len(names)), xticklabels=names,
-                            yticklabels=names)
+                axes[0].set(
+                    title="correlation of the factors",
+                    xticks=range(len(names)),
+                    yticks=range(len(names)),
+                    xticklabels=names,
+                    yticklabels=names,
+                )
                 axes[0].grid(False)
             places = np.arange(len(names))
             axes[-2].bar(places - 0.2, gate["mean"], 0.4, label="mean weight", color=COLOURS[0])
@@ -204,13 +279,25 @@ def factor_pictures(summary):
             if len(names) <= 8:
                 axes[-1].legend(fontsize=7)
 
-        found.append((f"Factors of {row.label}, seed {run.seed}: correlation (as in Figure 4), gate",
-                      as_svg(f"{summary.dataset}-factors{number}", draw, width=9)))
+        found.append(
+            (
+                f"Factors of {row.label}, seed {run.seed}: correlation (as in Figure 4), gate",
+                as_svg(f"{summary.dataset}-factors{number}", draw, width=9),
+            )
+        )
         maps = factors.get("maps") or []
         if maps:
-            found.append((f"Attention of the factors of {row.label} to the histories of {len(maps)} users (as in Figure 6)",
-                          as_svg(f"{summary.dataset}-maps{number}", lambda figure, maps=maps: _maps(figure, maps), width=9,
-                                 height=sum(1.6 + 0.25 * len(each["attention"]) for each in maps))))
+            found.append(
+                (
+                    f"Attention of the factors of {row.label} to the histories of {len(maps)} users (as in Figure 6)",
+                    as_svg(
+                        f"{summary.dataset}-maps{number}",
+                        lambda figure, maps=maps: _maps(figure, maps),
+                        width=9,
+                        height=sum(1.6 + 0.25 * len(each["attention"]) for each in maps),
+                    ),
+                )
+            )
     return found
 
 
@@ -246,13 +333,17 @@ def study_line(summary, option, label):
 
 def pictures(summary, study=None):
     """All pictures of a summary: list of (caption, svg)."""
-    varied = {"factors": ("num_factors", "number of factors K"), "refinements": ("num_refinements", "number of refinements N")}.get(study)
+    varied = {
+        "factors": ("num_factors", "number of factors K"),
+        "refinements": ("num_refinements", "number of refinements N"),
+    }.get(study)
     name = metric_name(summary.metric)
     found = [
         (f"{name} by {varied[1]}", study_line(summary, *varied)) if varied else None,
         ("Test metrics with standard deviation over the seeds", metric_bars(summary)),
         (f"Validation {name} while training", learning_curves(summary)),
         (f"{name} against time", accuracy_and_time(summary)),
-        (f"{name} in slices of the test rows", slice_dots(summary)), *factor_pictures(summary),
+        (f"{name} in slices of the test rows", slice_dots(summary)),
+        *factor_pictures(summary),
     ]
     return [each for each in found if each and each[1]]

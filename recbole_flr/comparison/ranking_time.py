@@ -1,4 +1,4 @@
-"""Times the ranking of a trained model: 100 users in batches of 4 with 10 beams, three times (FLR, arXiv 2604.26760, Figure 9)."""
+"""Times the ranking of a trained model: 100 users in batches of 4 with 10 beams, three times (arXiv 2604.26760, Figure 9)."""
 
 from time import perf_counter
 

@@ -1,6 +1,6 @@
 
 "use strict";
-// A click on the head of a column sorts the table by it: numbers from the largest, texts from A; a second click the other way round.
+// A click on the head of a column sorts the table by it: numbers from the largest, texts from A. A second click reverses it.
 for (const button of document.querySelectorAll("thead button")) {
   button.addEventListener("click", () => {
     const head = button.closest("th"), body = button.closest("table").tBodies[0];

@@ -37,11 +37,20 @@ def paper_tables(dataset, study):
         metrics = list(dict.fromkeys(figure["metric"] for figure in figures))
         systems = list(dict.fromkeys(figure["system"] for figure in figures))
         value = {(figure["system"], figure["metric"]): figure["value"] for figure in figures}
-        rows = [[text_cell(system), *(Cell(decimal(value.get((system, metric))), value.get((system, metric))) for metric in metrics)]
-                for system in systems]
+        rows = [
+            [text_cell(system), *(Cell(decimal(value.get((system, metric))), value.get((system, metric))) for metric in metrics)]
+            for system in systems
+        ]
         where = "" if each["number"] == "-" else f", Table {each['number']}"
-        found.append(Table(f"paper{number}", f"Published, {data['level']}: {each['title']}", ["system", *map(metric_name, metrics)], rows,
-                           [f"{data['paper']}{where}. Not measured here. Compare with the title metrics only."]))
+        found.append(
+            Table(
+                f"paper{number}",
+                f"Published, {data['level']}: {each['title']}",
+                ["system", *map(metric_name, metrics)],
+                rows,
+                [f"{data['paper']}{where}. Not measured here. Compare with the title metrics only."],
+            )
+        )
     return found
 
 
@@ -70,8 +79,15 @@ def users(summary):
         if not run.is_kept:
             continue
         for each in run.examples:
-            entry = found.setdefault(each["row"], {
-                "user": each["user"], "history": [item["title"] for item in each["history"]], "target": each["target"]["title"], "shown": []})
+            entry = found.setdefault(
+                each["row"],
+                {
+                    "user": each["user"],
+                    "history": [item["title"] for item in each["history"]],
+                    "target": each["target"]["title"],
+                    "shown": [],
+                },
+            )
             items = [(item["title"], item["item"] == each["target"]["item"]) for item in each["recommended"][:SHOWN_ITEMS]]
             reached = each["rank"] <= run.result["data"]["items"]
             factors = []
@@ -96,16 +112,34 @@ def render(title, summaries, shown, study=None, more=()):
         str: HTML.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
     script = (HERE / "report.js").read_text(encoding="utf-8")
-    parts = [{
-        "summary": summary, "sentences": sentences(summary), "tables": own, "paper": paper_tables(summary.dataset, study),
-        "pictures": [(caption, Markup(svg)) for caption, svg in pictures(summary, study)], "users": users(summary),
-        "runs": [run for row in summary.rows for run in row.runs], "data": summary.rows[0].runs[0].result["data"],
-    } for summary, own in zip(summaries, shown)]
+    parts = [
+        {
+            "summary": summary,
+            "sentences": sentences(summary),
+            "tables": own,
+            "paper": paper_tables(summary.dataset, study),
+            "pictures": [(caption, Markup(svg)) for caption, svg in pictures(summary, study)],
+            "users": users(summary),
+            "runs": [run for row in summary.rows for run in row.runs],
+            "data": summary.rows[0].runs[0].result["data"],
+        }
+        for summary, own in zip(summaries, shown)
+    ]
     searches = [(caption, Markup(embeddable(svg, f"search{number}"))) for number, (caption, svg) in enumerate(more)]
     return environment.get_template("report.html").render(
-        title=title, parts=parts, version=recbole_flr.__version__,
-        more=searches, commit=commit_of(HERE.parent), script=Markup(script), style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        title=title,
+        parts=parts,
+        version=recbole_flr.__version__,
+        more=searches,
+        commit=commit_of(HERE.parent),
+        script=Markup(script),
+        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         allowed=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

@@ -85,14 +85,15 @@ class Run:
         return self.options["valid_metric"].lower()
 
     def costs(self):
-        """What the run cost: `train_seconds`, `peak_memory_bytes`, `user_seconds` (per ranked test row), `parameters`; None if unknown."""
+        """What the run cost: `train_seconds`, `peak_memory_bytes`, `user_seconds` (per ranked row), `parameters`; None if unknown."""
         known = [stage for stage in self.result["stages"] if stage.get("seconds") is not None]
         memory = [stage["peak_memory_bytes"] for stage in known if stage.get("peak_memory_bytes")]
         seconds, rows = self.shown_stage.get("test_seconds"), self.result["data"]["rows"]["test"]
         return {
             "train_seconds": sum(stage["seconds"] for stage in known) if known else None,
             "peak_memory_bytes": max(memory) if memory else None,
-            "user_seconds": seconds / rows if seconds is not None and rows else None, "parameters": self.result["parameters"],
+            "user_seconds": seconds / rows if seconds is not None and rows else None,
+            "parameters": self.result["parameters"],
         }
 
 
@@ -130,8 +131,13 @@ def read_run(folder, stage=None):
     folder = Path(folder)
     path = folder / RESULT
     if not path.is_file():
-        what = "which does not exist" if not folder.exists() else "whose run has not finished" if (folder / CONFIG).is_file() else (
-            "which is no folder of a run")
+        what = (
+            "which does not exist"
+            if not folder.exists()
+            else "whose run has not finished"
+            if (folder / CONFIG).is_file()
+            else ("which is no folder of a run")
+        )
         raise CheckpointError(f"found {folder}, {what} (no {RESULT}); expected a folder such as saved/FLR-movies-...")
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -143,7 +149,9 @@ def read_run(folder, stage=None):
             raise CheckpointError(f"{path}: found no stage {stage!r}")
         complete = run.test is not None and options["valid_metric"] and result["data"]["rows"]["test"] is not None
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration, OSError) as error:
-        raise CheckpointError(f"{path} is not what a finished run writes ({type(error).__name__}: {error}); run it again") from error
+        raise CheckpointError(
+            f"{path} is not what a finished run writes ({type(error).__name__}: {error}); run it again"
+        ) from error
     if not complete:
         raise CheckpointError(f"{path}: found no test result; run it again with validation")
     if not (folder / RANKS).is_file():
@@ -177,12 +185,16 @@ def check_same_data(runs):
         ):
             ours, theirs = of(first), of(run)
             if ours != theirs:
-                raise DataError(f"found runs on different data: {name} is {_short(ours)} in {first.folder} and {_short(theirs)} in "
-                                f"{run.folder}; a table compares runs on the same rows; leave one of the two out")
+                raise DataError(
+                    f"found runs on different data: {name} is {_short(ours)} in {first.folder} and {_short(theirs)} in "
+                    f"{run.folder}; a table compares runs on the same rows; leave one of the two out"
+                )
         for array in ("test_row", "test_target"):
             if not np.array_equal(first.ranks[array], run.ranks[array]):
-                raise DataError(f"found runs on different data: the targets of the test rows in {first.folder} and {run.folder} differ; "
-                                "a table compares runs on the same rows; leave one of the two out")
+                raise DataError(
+                    f"found runs on different data: the targets of the test rows in {first.folder} and {run.folder} differ; "
+                    "a table compares runs on the same rows; leave one of the two out"
+                )
 
 
 def _short(value):
@@ -212,12 +224,16 @@ def rows_of(runs):
         model = members[0].model
         others = [other for other, each in groups.values() if each[0].model == model]
         names = [name for name in options if any(other.get(name) != options[name] for other in others)]
-        told = ", ".join(f"{name}={options[name]}" for name in names[:SHOWN_OPTIONS]) + (", ..." if len(names) > SHOWN_OPTIONS else "")
+        told = ", ".join(f"{name}={options[name]}" for name in names[:SHOWN_OPTIONS]) + (
+            ", ..." if len(names) > SHOWN_OPTIONS else ""
+        )
         row = Row(f"{model}, {told}" if told else model, sorted(members, key=lambda run: run.seed))
         repeated = [run for run, other in zip(row.runs[1:], row.runs) if run.seed == other.seed]
         if repeated:
-            raise DataError(f"found two runs of {row.label} with the seed {repeated[0].seed}, such as {repeated[0].folder}; expected one run "
-                            "for each seed; leave one of them out")
+            raise DataError(
+                f"found two runs of {row.label} with the seed {repeated[0].seed}, such as {repeated[0].folder}; expected one run "
+                "for each seed; leave one of them out"
+            )
         rows.append(row)
     labels = [row.label for row in rows]
     for number, row in enumerate(rows):

@@ -103,7 +103,11 @@ class Runner:
                 config = Config(run.model, run.dataset, run.files, run.options)
             return config
         except ConfigError as error:
-            hint = f" (an option of one model is --{run.model}.NAME=VALUE)" if len({each.model for each in self.plan.runs}) > 1 else ""
+            hint = (
+                f" (an option of one model is --{run.model}.NAME=VALUE)"
+                if len({each.model for each in self.plan.runs}) > 1
+                else ""
+            )
             raise ConfigError(f"{run.label}: {error}{hint}") from error
 
     def _check_kinds(self, configs):
@@ -112,8 +116,10 @@ class Runner:
         sequential = [name for name, kind in kinds.items() if kind == ModelType.SEQUENTIAL]
         others = [name for name in kinds if name not in sequential]
         if sequential and others:
-            raise ConfigError(f"model: found {', '.join(sequential)}, which rank for a history, and {', '.join(others)}, which rank for a "
-                              "user; they are tested on different rows and cannot share a table; compare them separately")
+            raise ConfigError(
+                f"model: found {', '.join(sequential)}, which rank for a history, and {', '.join(others)}, which rank for a "
+                "user; they are tested on different rows and cannot share a table; compare them separately"
+            )
 
     def _gpus(self, environment):
         """Ids of the GPUs that the runs may use; empty if they use none, or if they run one after the other."""
@@ -173,11 +179,16 @@ class Runner:
                 self.say(f"{place}: taken over from {finished}")
                 return Done(run, finished, reused=True)
             if unfinished and is_in_progress(unfinished):
-                return self._failed(place, run, f"this run is in progress in another process, in {unfinished}; give the command again later")
+                return self._failed(
+                    place, run, f"this run is in progress in another process, in {unfinished}; give the command again later"
+                )
             start = perf_counter()
             self.say(f"{place}: " + (f"goes on in {unfinished}" if unfinished else "starts"))
-            job = {"kind": RUN, "model": None, "dataset": None, "files": None, "options": {"resume": str(unfinished)}} if unfinished else {
-                "kind": RUN, "model": run.model, "dataset": run.dataset, "files": run.files, "options": options}
+            job = (
+                {"kind": RUN, "model": None, "dataset": None, "files": None, "options": {"resume": str(unfinished)}}
+                if unfinished
+                else {"kind": RUN, "model": run.model, "dataset": run.dataset, "files": run.files, "options": options}
+            )
             outcome = self.work(job, f"{run.label}-{run.dataset}-{run.seed}")
             if "error" in outcome:
                 return self._failed(place, run, outcome["error"])
@@ -226,7 +237,11 @@ class Runner:
         words = [sys.executable, "-m", "recbole_flr.comparison.worker"]
         log, output = None, None
         if self.plan.jobs > 1:
-            log = self.folder / "logs" / ("".join(letter if letter.isalnum() or letter in "-_=" else "_" for letter in name) + ".log")
+            log = (
+                self.folder
+                / "logs"
+                / ("".join(letter if letter.isalnum() or letter in "-_=" else "_" for letter in name) + ".log")
+            )
             log.parent.mkdir(parents=True, exist_ok=True)
             output = open(log, "ab")
         try:

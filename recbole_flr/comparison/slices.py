@@ -15,8 +15,8 @@ def slices(ranks):
         ranks: arrays of `ranks.npz`, with `test_target` [R] and the arrays of :func:`recbole_flr.rows.describe_rows`.
 
     Returns:
-        dict, name of the slice -> [R] bool, without slices that have no row. Only `all rows` if the arrays are missing, as in runs of
-        earlier versions and of models that are not sequential.
+        dict, name of the slice -> [R] bool, without slices that have no row. Only `all rows` if the arrays are missing, as in
+        runs of earlier versions and of models that are not sequential.
     """
     target = ranks["test_target"]
     found = {"all rows": np.ones(len(target), dtype=bool)}
@@ -27,11 +27,17 @@ def slices(ranks):
     length = (history != 0).sum(1)
     user_seen, target_seen = ranks["test_user_rows"] > 0, ranks["test_target_seen"]
     found |= {
-        "new items": new, "repeated items": ~new,
-        "same day": days == 0, "later day": days > 0, "time not known": np.isnan(days),
-        "popular items (top 20%)": ranks["test_target_popular"], "other items": ~ranks["test_target_popular"],
-        "users seen in training": user_seen, "users not seen": ~user_seen,
-        "targets seen in training": target_seen, "targets not seen": ~target_seen,
+        "new items": new,
+        "repeated items": ~new,
+        "same day": days == 0,
+        "later day": days > 0,
+        "time not known": np.isnan(days),
+        "popular items (top 20%)": ranks["test_target_popular"],
+        "other items": ~ranks["test_target_popular"],
+        "users seen in training": user_seen,
+        "users not seen": ~user_seen,
+        "targets seen in training": target_seen,
+        "targets not seen": ~target_seen,
     }
     for first, last in LENGTHS:
         name = f"history of {first} to {last} items" if last else f"history of {first} items or more"
@@ -50,7 +56,7 @@ def metric_of_rows(ranks, metric):
         [P] float64; None for a metric that does not follow from the rank of one target, or if a row has several targets.
     """
     name, _, cutoff = metric.partition("@")
-    kind, name = ("title", name[len("title_"):]) if name.startswith("title_") else ("item", name)
+    kind, name = ("title", name[len("title_") :]) if name.startswith("title_") else ("item", name)
     array = f"test_{kind}_rank"
     if array not in ranks or not cutoff.isdecimal() or len(np.unique(ranks["test_row"])) != len(ranks["test_row"]):
         return None

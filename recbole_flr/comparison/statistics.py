@@ -1,8 +1,8 @@
 """Statistics over seeds and over rows. The tests are scipy's.
 
 - Over seeds: Student's paired t-test, as in the paper. It says whether the difference survives another seed.
-- Over rows: Wilcoxon's signed-rank test and a percentile bootstrap interval, on the mean over the seeds of each test row. They say
-  whether the difference survives other test rows.
+- Over rows: Wilcoxon's signed-rank test and a percentile bootstrap interval, on the mean over the seeds of each test row. They
+  say whether the difference survives other test rows.
 - Holm's correction over all models that are compared with one reference (Holm 1979).
 
 A difference counts as significant only if both tests say so after the correction. One of them alone claims too much: two runs of
@@ -112,7 +112,12 @@ def bootstrap_interval(ours, theirs, seed=0):
     if len(difference) < 2 or not np.ptp(difference):
         return float(difference.mean()), float(difference.mean())
     found = scipy.stats.bootstrap(
-        (difference,), np.mean, n_resamples=RESAMPLES, batch=max(1, BATCH // len(difference)), vectorized=True, method="percentile",
+        (difference,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, BATCH // len(difference)),
+        vectorized=True,
+        method="percentile",
         random_state=np.random.default_rng(seed),
     ).confidence_interval
     return float(found.low), float(found.high)

@@ -16,17 +16,27 @@ STUDIES = {  # name -> what the report calls it
 FACTORS, REFINEMENTS = range(1, 7), range(1, 5)
 ABLATIONS = {  # model -> label of a variant -> its options
     "FLR": {
-        "without orthogonality": {"orthogonality_loss": "False"}, "without diversity": {"diversity_loss": "False"},
+        "without orthogonality": {"orthogonality_loss": "False"},
+        "without diversity": {"diversity_loss": "False"},
         "without sparsity": {"sparsity_loss": "False"},
         "without regularisers": {"orthogonality_loss": "False", "diversity_loss": "False", "sparsity_loss": "False"},
-        "one factor": {"num_factors": "1"}, "one refinement": {"num_refinements": "1"}, "without GRPO": {"stages": "sft"},
+        "one factor": {"num_factors": "1"},
+        "one refinement": {"num_refinements": "1"},
+        "without GRPO": {"stages": "sft"},
     },
     "FLRMix": {
-        "one factor": {"num_factors": "1"}, "factors summed, no mixture": {"mixture": "False"}, "one refinement": {"num_refinements": "1"},
-        "without orthogonality": {"orthogonality_weight": "0"}, "without diversity": {"diversity_weight": "0"},
-        "without gate loss": {"gate_balance": "0"}, "without memory": {"memory": "null"},
-        "memory: transitions only": {"memory": "transitions"}, "memory: neighbors only": {"memory": "neighbors"},
-        "without text": {"item_text": "none"}, "without ids": {"use_ids": "False"}, "weights not fitted": {"fit_weights": "False"},
+        "one factor": {"num_factors": "1"},
+        "factors summed, no mixture": {"mixture": "False"},
+        "one refinement": {"num_refinements": "1"},
+        "without orthogonality": {"orthogonality_weight": "0"},
+        "without diversity": {"diversity_weight": "0"},
+        "without gate loss": {"gate_balance": "0"},
+        "without memory": {"memory": "null"},
+        "memory: transitions only": {"memory": "transitions"},
+        "memory: neighbors only": {"memory": "neighbors"},
+        "without text": {"item_text": "none"},
+        "without ids": {"use_ids": "False"},
+        "weights not fitted": {"fit_weights": "False"},
     },
 }
 
@@ -65,7 +75,9 @@ def variants(study, model):
         return [Variant(model)]
     known = ("FLR", "FLRMix")
     if model not in known:
-        raise ConfigError(f"study: found {study} of {model}, expected {' or '.join(known)}: only they have the parts that it varies")
+        raise ConfigError(
+            f"study: found {study} of {model}, expected {' or '.join(known)}: only they have the parts that it varies"
+        )
     if study == "ablation":
         return [Variant(model), *(Variant(f"{model}, {name}", options) for name, options in ABLATIONS[model].items())]
     if study == "factors":
@@ -75,6 +87,8 @@ def variants(study, model):
     supervised = f"{model}, supervised"
     return [
         Variant(supervised, {"stages": "sft"}),
-        *(Variant(f"{model} + {name} GRPO", {"stages": "grpo", "grpo": grpo}, supervised, "grpo")
-          for name, grpo in (("LatentR3's", "latentr3"), ("FLR's", "flr"))),
+        *(
+            Variant(f"{model} + {name} GRPO", {"stages": "grpo", "grpo": grpo}, supervised, "grpo")
+            for name, grpo in (("LatentR3's", "latentr3"), ("FLR's", "flr"))
+        ),
     ]

@@ -73,28 +73,49 @@ def summarise(rows, failures=(), reference=None):
     metric = runs[0].main_metric
     metrics = [name for name in runs[0].test if all(name in run.test for run in runs)]
     means = {row.label: {name: mean_and_deviation([run.test[name] for run in row.runs]) for name in metrics} for row in rows}
-    valid = {row.label: mean_and_deviation([run.valid[metric] for run in row.runs])
-             if all(run.valid and metric in run.valid for run in row.runs) else None for row in rows}
+    valid = {
+        row.label: mean_and_deviation([run.valid[metric] for run in row.runs])
+        if all(run.valid and metric in run.valid for run in row.runs)
+        else None
+        for row in rows
+    }
     per_row = {run.folder: metric_of_rows(run.ranks, metric) if run.has_ranks else None for run in runs}
     chosen = _reference(rows, means, metric, reference)
     comparisons, others = [], {}
     if chosen is not None:
+
         def values(row, name):
             if name != metric:
                 return {run.seed: (run.test[name], None) for run in row.runs}
             found = {run.seed: per_row[run.folder] for run in row.runs}
-            return {run.seed: (run.test[name] if found[run.seed] is None else found[run.seed].mean(), found[run.seed]) for run in row.runs}
+            return {
+                run.seed: (run.test[name] if found[run.seed] is None else found[run.seed].mean(), found[run.seed])
+                for run in row.runs
+            }
 
         other = next(row for row in rows if row.label == chosen)
         for name in metrics:
-            found = corrected([compare(row.label, chosen, name, values(row, name), values(other, name)) for row in rows if row is not other])
+            found = corrected(
+                [compare(row.label, chosen, name, values(row, name), values(other, name)) for row in rows if row is not other]
+            )
             if name == metric:
                 comparisons = found
             else:
                 others[name] = found
     return Summary(
-        runs[0].dataset, rows, metric, metrics, means, valid, chosen, comparisons, others, _slices(rows, per_row),
-        {row.label: _costs(row) for row in rows}, _warnings(rows, comparisons), list(failures),
+        runs[0].dataset,
+        rows,
+        metric,
+        metrics,
+        means,
+        valid,
+        chosen,
+        comparisons,
+        others,
+        _slices(rows, per_row),
+        {row.label: _costs(row) for row in rows},
+        _warnings(rows, comparisons),
+        list(failures),
     )
 
 
@@ -118,8 +139,11 @@ def _slices(rows, per_row):
     if described is None:
         return []
     return [
-        (name, float(chosen.mean()),
-         {row.label: mean_and_deviation([per_row[run.folder][chosen].mean() for run in row.runs]) for row in with_ranks})
+        (
+            name,
+            float(chosen.mean()),
+            {row.label: mean_and_deviation([per_row[run.folder][chosen].mean() for run in row.runs]) for row in with_ranks},
+        )
         for name, chosen in slices(described).items()
     ]
 
@@ -127,8 +151,10 @@ def _slices(rows, per_row):
 def _costs(row):
     """Mean costs over the seeds: name -> value, None if a run does not tell."""
     found = [run.costs() for run in row.runs]
-    return {name: float(np.mean([each[name] for each in found])) if all(each[name] is not None for each in found) else None
-            for name in found[0]}
+    return {
+        name: float(np.mean([each[name] for each in found])) if all(each[name] is not None for each in found) else None
+        for name in found[0]
+    }
 
 
 def _warnings(rows, comparisons):
@@ -137,17 +163,26 @@ def _warnings(rows, comparisons):
     seeds = {row.label: len(row.runs) for row in rows}
     fewest = min(seeds.values())
     if len(rows) > 1 and fewest < 2:
-        found.append(f"{', '.join(label for label, number in seeds.items() if number < 2)}: one seed only, so there is no test over seeds and "
-                     "no claim of significance. Use --seeds=5.")
+        found.append(
+            f"{', '.join(label for label, number in seeds.items() if number < 2)}: one seed only, so there is no test over seeds "
+            "and no claim of significance. Use --seeds=5."
+        )
     elif len(rows) > 1 and fewest < FEW_SEEDS:
-        found.append(f"Only {fewest} seeds: a paired t-test over so few finds large differences only. Use --seeds={FEW_SEEDS} or more.")
+        found.append(
+            f"Only {fewest} seeds: a paired t-test over so few finds large differences only. Use --seeds={FEW_SEEDS} or more."
+        )
     if len(set(map(tuple, (row.seeds for row in rows)))) > 1:
         found.append("Not all rows have the same seeds; a test over seeds uses those that both rows have.")
     if any(comparison.p_rows is None for comparison in comparisons):
         without = ", ".join(comparison.label for comparison in comparisons if comparison.p_rows is None)
-        found.append(f"{without}: no test over rows, because there are no ranks of this stage or metric for both rows of the table.")
+        found.append(
+            f"{without}: no test over rows, because there are no ranks of this stage or metric for both rows of the table."
+        )
     for text, of in (
-        ("hardware", lambda run: (run.result["hardware"]["cpu"], run.result["hardware"]["gpu"], run.result["hardware"]["threads"])),
+        (
+            "hardware",
+            lambda run: (run.result["hardware"]["cpu"], run.result["hardware"]["gpu"], run.result["hardware"]["threads"]),
+        ),
         ("versions of the packages", lambda run: sorted(run.result["versions"].items(), key=str)),
     ):
         if len({str(of(run)) for row in rows for run in row.runs}) > 1:
@@ -188,17 +223,23 @@ def verdict(comparison):
         if comparison.p_seeds_holm is None and comparison.varies:
             return "whether this is significant is not known, because that needs several seeds (--seeds=5)"
         return "whether this is significant is not known, because there are no ranks of the rows"
-    seeds = (f"paired t-test over {len(comparison.seeds)} seeds: {p_is(comparison.p_seeds_holm)}" if comparison.varies
-             else "no seed changes it")
+    seeds = (
+        f"paired t-test over {len(comparison.seeds)} seeds: {p_is(comparison.p_seeds_holm)}"
+        if comparison.varies
+        else "no seed changes it"
+    )
     rows = f"Wilcoxon test over {comparison.rows:,} rows: {p_is(comparison.p_rows_holm)}"
-    return f"the difference is {'significant' if comparison.significant else 'not significant'} ({seeds}; {rows}; level {decimal(ALPHA, 2)}, with Holm's correction)"
+    said = "significant" if comparison.significant else "not significant"
+    return f"the difference is {said} ({seeds}; {rows}; level {decimal(ALPHA, 2)}, with Holm's correction)"
 
 
 def _cost(summary, best):
     def told(label):
         costs = summary.costs[label]
-        return (f"{seconds(costs['train_seconds'])} of training, {size(costs['peak_memory_bytes'])} of memory and "
-                f"{milliseconds(costs['user_seconds'])} for each ranked user")
+        return (
+            f"{seconds(costs['train_seconds'])} of training, {size(costs['peak_memory_bytes'])} of memory and "
+            f"{milliseconds(costs['user_seconds'])} for each ranked user"
+        )
 
     text = f"It costs {told(best)}"
     other = summary.reference if best != summary.reference else (summary.ranking[1] if len(summary.rows) > 1 else None)

@@ -1,19 +1,12 @@
-"""Tables of a comparison, and how they look in the terminal, in Markdown, in LaTeX and in a file of comma-separated values."""
+"""The tables of a comparison: which figures stand in them. `formats.py` says how they look."""
 
-import csv
-import io
-import re
-import unicodedata
 from dataclasses import dataclass, field
-
-from tabulate import tabulate
 
 from recbole_flr.comparison.summary import (
     decimal, metric_name, milliseconds, percent, probability, seconds, size,
 )  # fmt: skip
 
 BEST, SECOND = 1, 2
-BOLD, UNDERLINE, PLAIN = "\033[1m", "\033[4m", "\033[0m"
 
 
 @dataclass
@@ -56,15 +49,17 @@ def text_cell(text):
 
 
 def mark(rows, column, largest=True):
-    """Mark the best and the second best value of a column. Equal texts have the same place."""
+    """Mark the best and the second best value of a column. Equal texts have the same place; if all are equal, none is marked."""
     known = [row[column] for row in rows if row[column].value is not None]
     if len(known) < 2:
         return
     ordered = list(dict.fromkeys(cell.text for cell in sorted(known, key=lambda cell: cell.value, reverse=largest)))
+    if len(ordered) < 2:
+        return
     best = [cell for cell in known if cell.text == ordered[0]]
     for cell in best:
         cell.place = BEST
-    if len(best) == 1 and len(ordered) > 1:
+    if len(best) == 1:
         for cell in known:
             if cell.text == ordered[1]:
                 cell.place = SECOND
@@ -87,11 +82,22 @@ def metrics_table(summary):
     rows = []
     for row in summary.rows:
         compared = improvement.get(row.label)
-        cell = Cell("-") if compared is None or compared.improvement is None else Cell(
-            percent(compared.improvement) + (" *" if compared.significant else ""), compared.improvement)
+        cell = (
+            Cell("-")
+            if compared is None or compared.improvement is None
+            else Cell(percent(compared.improvement) + (" *" if compared.significant else ""), compared.improvement)
+        )
         means = summary.means[row.label]
-        rows.append([text_cell(row.label), mean_cell(means[summary.metric]), cell, *(mean_cell(means[metric]) for metric in others),
-                     mean_cell(summary.valid[row.label]), Cell(str(len(row.runs)), len(row.runs))])
+        rows.append(
+            [
+                text_cell(row.label),
+                mean_cell(means[summary.metric]),
+                cell,
+                *(mean_cell(means[metric]) for metric in others),
+                mean_cell(summary.valid[row.label]),
+                Cell(str(len(row.runs)), len(row.runs)),
+            ]
+        )
     for column in (1, *range(3, 4 + len(others))):
         mark(rows, column)
     notes = ["Test rows unless it says valid. Mean ± standard deviation over the seeds. Best bold, second underlined."]
@@ -107,24 +113,45 @@ def statistics_table(summary):
     for each in summary.comparisons:
         low, high = each.interval or (None, None)
         said = {True: "yes", False: "no", None: "not known"}[each.significant]
-        rows.append([
-            text_cell(each.label), Cell(_signed(each.difference), each.difference), Cell(percent(each.improvement), each.improvement),
-            Cell(probability(each.p_seeds), each.p_seeds), Cell(probability(each.p_seeds_holm), each.p_seeds_holm),
-            Cell(probability(each.p_rows), each.p_rows), Cell(probability(each.p_rows_holm), each.p_rows_holm),
-            Cell("-" if low is None else f"{_signed(low)} to {_signed(high)}", low), text_cell(said),
-        ])
-    columns = ["model", "difference", "improvement", "t-test over seeds p", "Holm p", "Wilcoxon over rows p", "Holm p", "95% interval over rows",
-               "significant"]
-    notes = ["t-test: paired, over the seeds that both have. Wilcoxon and bootstrap interval: over the test rows, on the mean over the seeds.",
-             "Significant: both tests have p < .05 after Holm's correction over the rows of this table, and the interval excludes 0."]
+        rows.append(
+            [
+                text_cell(each.label),
+                Cell(_signed(each.difference), each.difference),
+                Cell(percent(each.improvement), each.improvement),
+                Cell(probability(each.p_seeds), each.p_seeds),
+                Cell(probability(each.p_seeds_holm), each.p_seeds_holm),
+                Cell(probability(each.p_rows), each.p_rows),
+                Cell(probability(each.p_rows_holm), each.p_rows_holm),
+                Cell("-" if low is None else f"{_signed(low)} to {_signed(high)}", low),
+                text_cell(said),
+            ]
+        )
+    columns = [
+        "model",
+        "difference",
+        "improvement",
+        "t-test over seeds p",
+        "Holm p",
+        "Wilcoxon over rows p",
+        "Holm p",
+        "95% interval over rows",
+        "significant",
+    ]
+    notes = [
+        "t-test: paired, over the seeds that both have. Wilcoxon and bootstrap interval: over the test rows, on means over seeds.",
+        "Significant: both tests have p < .05 after Holm's correction over the rows of this table, and the interval excludes 0.",
+    ]
     return Table("statistics", f"{name} beside {summary.reference}", columns, rows, notes)
 
 
 def tests_table(summary):
     """p of the paired t-test for every metric, after Holm's correction."""
     found = {summary.metric: summary.comparisons, **summary.other_metrics}
-    rows = [[text_cell(label), *(_test_cell(found[metric], label) for metric in summary.metrics)]
-            for label in summary.labels if label != summary.reference]
+    rows = [
+        [text_cell(label), *(_test_cell(found[metric], label) for metric in summary.metrics)]
+        for label in summary.labels
+        if label != summary.reference
+    ]
     notes = ["Relative improvement, and in brackets p of the paired t-test over seeds after Holm's correction over the models."]
     return Table("tests", f"All metrics beside {summary.reference}", ["model", *map(metric_name, summary.metrics)], rows, notes)
 
@@ -141,9 +168,11 @@ def slices_table(summary):
     for name, share, found in summary.slices:
         cells = [[mean_cell(found[label])] for label in labels]
         mark(cells, 0)
-        rows.append([text_cell(name), Cell(f"{share:.1%}", share), *(cell for cell, in cells)])
-    notes = ["\"New items\", whose target is not in the history, is the figure to trust; docs/comparison.md says why."]
-    return Table("slices", f"{metric_name(summary.metric)} in slices of the test rows", ["slice", "share of rows", *labels], rows, notes)
+        rows.append([text_cell(name), Cell(f"{share:.1%}", share), *(cell for (cell,) in cells)])
+    notes = ['"New items", whose target is not in the history, is the figure to trust; docs/comparison.md says why.']
+    return Table(
+        "slices", f"{metric_name(summary.metric)} in slices of the test rows", ["slice", "share of rows", *labels], rows, notes
+    )
 
 
 def costs_table(summary):
@@ -151,11 +180,20 @@ def costs_table(summary):
     rows = []
     for label in summary.labels:
         found = summary.costs[label]
-        rows.append([text_cell(label), *(
-            Cell(show(found[name]), found[name]) for name, show in (
-                ("train_seconds", seconds), ("peak_memory_bytes", size), ("user_seconds", milliseconds),
-                ("parameters", lambda value: f"{value:,.0f}"),
-            ))])
+        rows.append(
+            [
+                text_cell(label),
+                *(
+                    Cell(show(found[name]), found[name])
+                    for name, show in (
+                        ("train_seconds", seconds),
+                        ("peak_memory_bytes", size),
+                        ("user_seconds", milliseconds),
+                        ("parameters", lambda value: f"{value:,.0f}"),
+                    )
+                ),
+            ]
+        )
     columns = ["model", "training time", "peak memory of training", "time per ranked user", "parameters"]
     notes = ["Training time includes validation. Memory is that of the process, or what torch allocated on a GPU."]
     return Table("costs", "Costs", columns, rows, notes)
@@ -173,14 +211,25 @@ def factors_table(summary):
             values = [get(each) for each in found]
             return None if None in values else sum(values) / len(values)
 
-        values = [mean(lambda each: each["mean_abs_correlation"]), mean(lambda each: each["max_attention"]),
-                  mean(lambda each: each["disentanglement"]), mean(lambda each: each["gate"]["entropy"]),
-                  mean(lambda each: each["gate"]["entropy_of_mean"])]
-        rows.append([text_cell(row.label), Cell(str(found[0]["num_factors"]), found[0]["num_factors"]),
-                     *(Cell(decimal(value, 3), value) for value in values)])
+        values = [
+            mean(lambda each: each["mean_abs_correlation"]),
+            mean(lambda each: each["max_attention"]),
+            mean(lambda each: each["disentanglement"]),
+            mean(lambda each: each["gate"]["entropy"]),
+            mean(lambda each: each["gate"]["entropy_of_mean"]),
+        ]
+        rows.append(
+            [
+                text_cell(row.label),
+                Cell(str(found[0]["num_factors"]), found[0]["num_factors"]),
+                *(Cell(decimal(value, 3), value) for value in values),
+            ]
+        )
     columns = ["model", "factors", "S_avg", "A_max", "(1 - S_avg) x A_max", "entropy of the gate", "entropy of the mean gate"]
-    notes = ["S_avg: mean absolute correlation between factors. A_max: mean of the largest share of attention that a factor gives to one "
-             "item. Entropies in nats; docs/comparison.md has the definitions."]
+    notes = [
+        "S_avg: mean absolute correlation between factors. A_max: mean of the largest share of attention that a factor gives to "
+        "one item. Entropies in nats; docs/comparison.md has the definitions."
+    ]
     return Table("factors", "Factors", columns, rows, notes) if rows else None
 
 
@@ -196,91 +245,3 @@ def tables(summary):
 
 def _signed(value):
     return ("+" if value >= 0 else "-") + decimal(abs(value))
-
-
-# how they look
-
-
-def for_terminal(table, colours=True):
-    """A table as text. With `colours` the best is bold and the second underlined (ANSI); else they end with ^1 and ^2."""
-    def show(cell):
-        text = printable(cell.text)
-        if not cell.place:
-            return text
-        if colours:
-            return (BOLD if cell.place == BEST else UNDERLINE) + text + PLAIN
-        return f"{text} ^{cell.place}"
-
-    body = tabulate([[show(cell) for cell in row] for row in table.rows], headers=[printable(name) for name in table.columns],
-                    disable_numparse=True)
-    notes = [note if colours else note.replace("Best bold, second underlined", "^1 best, ^2 second") for note in table.notes]
-    return "\n".join([table.title, "", body, *notes])
-
-
-def for_markdown(table):
-    """A table in Markdown, with the best bold and the second underlined."""
-    def show(cell):
-        text = _markdown(cell.text)
-        return f"**{text}**" if cell.place == BEST else f"<u>{text}</u>" if cell.place == SECOND else text
-
-    lines = [f"## {_markdown(table.title)}", "", "| " + " | ".join(map(_markdown, table.columns)) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(map(show, row)) + " |" for row in table.rows]
-    return "\n".join([*lines, "", *map(_markdown, table.notes)]) + "\n"
-
-
-def for_latex(table):
-    """A table in LaTeX, for the package booktabs."""
-    def show(cell):
-        text = _latex(cell.text)
-        return rf"\textbf{{{text}}}" if cell.place == BEST else rf"\underline{{{text}}}" if cell.place == SECOND else text
-
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}", rf"\label{{tab:{table.name}}}",
-             r"\begin{tabular}{l" + "r" * (len(table.columns) - 1) + "}", r"\toprule", " & ".join(map(_latex, table.columns)) + r" \\",
-             r"\midrule", *(" & ".join(map(show, row)) + r" \\" for row in table.rows), r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
-
-
-def for_csv(summaries):
-    """All figures in long form: a line for each data set, slice, model and measure."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["dataset", "part", "slice", "share", "model", "measure", "mean", "std", "seeds"])
-    for summary in summaries:
-        number = {row.label: len(row.runs) for row in summary.rows}
-        for label in summary.labels:
-            for metric in summary.metrics:
-                mean, deviation = summary.means[label][metric]
-                writer.writerow([summary.dataset, "test", "all rows", 1, label, metric, mean, _blank(deviation), number[label]])
-            if summary.valid[label]:
-                mean, deviation = summary.valid[label]
-                writer.writerow([summary.dataset, "valid", "all rows", 1, label, summary.metric, mean, _blank(deviation), number[label]])
-            for name, value in summary.costs[label].items():
-                writer.writerow([summary.dataset, "cost", "", "", label, name, _blank(value), "", number[label]])
-        for name, share, found in summary.slices[1:]:
-            for label, (mean, deviation) in found.items():
-                writer.writerow([summary.dataset, "test", name, share, label, summary.metric, mean, _blank(deviation), number[label]])
-        for each in summary.comparisons:
-            values = {"difference": each.difference, "improvement": each.improvement, "p_seeds": each.p_seeds, "p_seeds_holm": each.p_seeds_holm,
-                      "p_rows": each.p_rows, "p_rows_holm": each.p_rows_holm, "low": each.interval and each.interval[0],
-                      "high": each.interval and each.interval[1], "significant": each.significant and int(each.significant)}
-            for name, value in values.items():
-                writer.writerow([summary.dataset, f"beside {each.reference}", "all rows", 1, each.label, name, _blank(value), "", len(each.seeds)])
-    return text.getvalue()
-
-
-def _blank(value):
-    return "" if value is None else value
-
-
-def printable(text):
-    """A text without control characters, which could change the terminal."""
-    return "".join(letter if unicodedata.category(letter)[0] != "C" else f"\\x{ord(letter):02x}" for letter in text)
-
-
-def _markdown(text):
-    return re.sub(r"([\\|<>`_*\[\]])", r"\\\1", printable(text))
-
-
-def _latex(text):
-    escapes = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$"}
-    return "".join(escapes.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in printable(text))

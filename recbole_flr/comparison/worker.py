@@ -2,8 +2,8 @@
 
 A process of its own has its own peak of memory, its own threads and its own random numbers, and cannot take the others with it.
 
-The job comes as one line of JSON on the standard input. The input stays open; when it ends, the comparison is gone, and this process
-ends too. Otherwise a resumed comparison would meet runs that are still being written.
+The job comes as one line of JSON on the standard input. The input stays open; when it ends, the comparison is gone, and this
+process ends too. Otherwise a resumed comparison would meet runs that are still being written.
 """
 
 import json
@@ -20,6 +20,7 @@ RUN, COST = "run", "cost"
 
 def end_with(stream):
     """From now on, end this process at once when a stream ends."""
+
     def wait():
         while stream.read(1):
             pass

@@ -37,7 +37,9 @@ class FolderLock:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.close()
-            raise CheckpointError(f"the run in {folder} is in progress in another process; wait for its end, or stop it") from error
+            raise CheckpointError(
+                f"the run in {folder} is in progress in another process; wait for its end, or stop it"
+            ) from error
         except OSError:
             file.close()
             return

@@ -93,7 +93,7 @@ def test_the_pictures_are_svg_and_their_text_is_no_formula(page):
 
 
 def test_the_sentences_come_first(page):
-    body = re.sub(r"<[^>]+>", " ", page[page.index("<main>"):])
+    body = re.sub(r"<[^>]+>", " ", page[page.index("<main>") :])
     first = re.search(r"\S.*ahead on tiny.*", body)[0]
     assert body.index(first) < body.index("Results on tiny") and "FLR is ahead" in first
 
@@ -119,7 +119,7 @@ def test_figures_of_papers_are_marked():
         assert each["number"] and each["figures"]
         for figure in each["figures"]:
             assert set(figure) == {"dataset", "system", "metric", "value"} and figure["metric"].startswith("title_")
-    table, = paper_tables("cds", None)
+    (table,) = paper_tables("cds", None)
     assert "title level" in table.title and table.rows[0][1].text == ".0750"
     assert paper_tables("toys_demo", None) == [] == paper_tables("cds", "ablation")
 
@@ -151,9 +151,12 @@ def matplotlib_file(title):
 def test_mistakes(tmp_path, capsys):
     good, other = write_run(tmp_path / "a"), write_run(tmp_path / "b", dataset="other")
     for words, said in [
-        ([good, tmp_path / "none"], "which does not exist"), ([good, tmp_path], "no folder of a run"),
-        ([good, other], "runs on different data"), ([good, write_run(tmp_path / "c", fingerprint="0" * 64)], "fingerprint"),
-        ([good, "--reference", "X"], "reference: found 'X'"), ([good, "--out", good / "run.json"], "out: cannot create"),
+        ([good, tmp_path / "none"], "which does not exist"),
+        ([good, tmp_path], "no folder of a run"),
+        ([good, other], "runs on different data"),
+        ([good, write_run(tmp_path / "c", fingerprint="0" * 64)], "fingerprint"),
+        ([good, "--reference", "X"], "reference: found 'X'"),
+        ([good, "--out", good / "run.json"], "out: cannot create"),
     ]:
         assert report_main(list(map(str, words))) == 2
         error = capsys.readouterr().err

@@ -22,10 +22,24 @@ def test_a_run_is_read(tmp_path):
 def test_costs_add_up_over_stages(tmp_path):
     stages = [
         {"name": "warmup", "seconds": 5.0, "peak_memory_bytes": 7, "epochs": 1, "test_result": None, "best_valid_result": None},
-        {"name": "sft", "seconds": 2.5, "peak_memory_bytes": 3, "epochs": 1, "test_result": {"ndcg@10": 0.5}, "test_seconds": 1.2,
-         "best_valid_result": None},
-        {"name": "grpo", "seconds": 1.0, "peak_memory_bytes": 4, "epochs": 1, "test_result": {"ndcg@10": 0.4}, "test_seconds": None,
-         "best_valid_result": None},
+        {
+            "name": "sft",
+            "seconds": 2.5,
+            "peak_memory_bytes": 3,
+            "epochs": 1,
+            "test_result": {"ndcg@10": 0.5},
+            "test_seconds": 1.2,
+            "best_valid_result": None,
+        },
+        {
+            "name": "grpo",
+            "seconds": 1.0,
+            "peak_memory_bytes": 4,
+            "epochs": 1,
+            "test_result": {"ndcg@10": 0.4},
+            "test_seconds": None,
+            "best_valid_result": None,
+        },
     ]
     folder = write_run(tmp_path / "a", stages=stages, kept="sft")
     run = read_run(folder)
@@ -70,12 +84,16 @@ def test_a_run_without_ranks(tmp_path):
         read_run(folder)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"dataset": "other"}, "data set is tiny in .* and other in"), ({"fingerprint": "0" * 64}, "fingerprint.*ffffffffffff... in"),
-    ({"options": {"valid_metric": "Hit@5"}}, "validation metric is ndcg@10"),
-    ({"options": {"eval_args": {"mode": {"valid": "full", "test": "uni100"}}}}, "evaluation mode"),
-    ({"rows": {**draw_rows(), "target": np.ones(ROWS)}}, "targets of the test rows"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"dataset": "other"}, "data set is tiny in .* and other in"),
+        ({"fingerprint": "0" * 64}, "fingerprint.*ffffffffffff... in"),
+        ({"options": {"valid_metric": "Hit@5"}}, "validation metric is ndcg@10"),
+        ({"options": {"eval_args": {"mode": {"valid": "full", "test": "uni100"}}}}, "evaluation mode"),
+        ({"rows": {**draw_rows(), "target": np.ones(ROWS)}}, "targets of the test rows"),
+    ],
+)
 def test_runs_on_different_data_are_refused(tmp_path, changes, message):
     runs = [read_run(write_run(tmp_path / "a")), read_run(write_run(tmp_path / "b", **changes))]
     with pytest.raises(DataError, match=f"found runs on different data: .*{message}"):
@@ -85,15 +103,22 @@ def test_runs_on_different_data_are_refused(tmp_path, changes, message):
 
 def test_runs_are_grouped_by_what_differs(tmp_path):
     folders = write_runs(tmp_path, ("FLR", "SASRec"), (3, 1, 2))
-    folders += [write_run(tmp_path / f"K{seed}", "FLR", seed, options={"num_factors": 2, "show_progress": False}) for seed in (1, 2)]
+    folders += [
+        write_run(tmp_path / f"K{seed}", "FLR", seed, options={"num_factors": 2, "show_progress": False}) for seed in (1, 2)
+    ]
     rows = rows_of([read_run(folder) for folder in folders])
     assert [(row.label, row.seeds) for row in rows] == [
-        ("FLR, num_factors=4", [1, 2, 3]), ("SASRec", [1, 2, 3]), ("FLR, num_factors=2", [1, 2])]
+        ("FLR, num_factors=4", [1, 2, 3]),
+        ("SASRec", [1, 2, 3]),
+        ("FLR, num_factors=2", [1, 2]),
+    ]
 
 
 def test_options_without_effect_do_not_separate_runs(tmp_path):
-    folders = [write_run(tmp_path / str(seed), seed=seed, options={"data_path": f"place{seed}", "gpu_id": str(seed)}) for seed in (1, 2)]
-    row, = rows_of([read_run(folder) for folder in folders])
+    folders = [
+        write_run(tmp_path / str(seed), seed=seed, options={"data_path": f"place{seed}", "gpu_id": str(seed)}) for seed in (1, 2)
+    ]
+    (row,) = rows_of([read_run(folder) for folder in folders])
     assert row.label == "SASRec" and row.seeds == [1, 2]
 
 

@@ -28,8 +28,10 @@ ROOT = Path(__file__).resolve().parents[2]
 def words(session_data):
     """Options of the command line for the data set `tiny`, as texts."""
     options = {**TINY, "data_path": str(session_data), "epochs": 1, "dataset": "tiny"}
-    return {name: value if isinstance(value, str) else json.dumps(value).replace("true", "True").replace("false", "False")
-            for name, value in options.items()}
+    return {
+        name: value if isinstance(value, str) else json.dumps(value).replace("true", "True").replace("false", "False")
+        for name, value in options.items()
+    }
 
 
 @pytest.fixture
@@ -59,14 +61,17 @@ def run_all(words, **more):
 def test_runs_are_made_once(words, in_process):
     first = run_all(words, model="VSKNN,SequentialRules", seeds="2")
     assert [(each.planned.label, each.planned.seed, each.reused) for each in first] == [
-        (model, seed, False) for model in ("VSKNN", "SequentialRules") for seed in (2020, 2021)]
+        (model, seed, False) for model in ("VSKNN", "SequentialRules") for seed in (2020, 2021)
+    ]
     assert len({each.folder for each in first}) == 4 == len(in_process)
     for each in first:
         result = json.loads((each.folder / "result.json").read_text())
         assert (result["model"], result["seed"]) == (each.planned.model, each.planned.seed)
         assert result["command"][:2] == ["run_recbole_flr.py", f"--model={each.planned.model}"]
 
-    again = run_all(words, model="SequentialRules,VSKNN", seeds="3", state="ERROR", show_progress="False")  # options without effect
+    again = run_all(
+        words, model="SequentialRules,VSKNN", seeds="3", state="ERROR", show_progress="False"
+    )  # options without effect
     assert [each.reused for each in again] == [True, True, False] * 2 and len(in_process) == 6
     assert {each.folder for each in first} <= {each.folder for each in again}
 
@@ -79,15 +84,15 @@ def test_an_ordinary_run_is_taken_over(words, in_process, session_data):
     run_recbole_flr("VSKNN", "tiny", config_dict={**TINY, "data_path": str(session_data)})
     folder = next(Path("saved").iterdir())
     del words["epochs"]
-    done, = run_all(words, model="VSKNN", seeds="1")
+    (done,) = run_all(words, model="VSKNN", seeds="1")
     assert done.reused and done.folder == folder
 
 
 def test_another_version_or_other_data_is_another_run(words, in_process):
-    done, = run_all(words, model="VSKNN", seeds="1")
+    (done,) = run_all(words, model="VSKNN", seeds="1")
     key = read_key(done.folder)
     (done.folder / "key.json").write_text(json.dumps({**key, "data": "other"}))
-    other, = run_all(words, model="VSKNN", seeds="1", reuse="any-version")
+    (other,) = run_all(words, model="VSKNN", seeds="1", reuse="any-version")
     assert not other.reused
     (other.folder / "key.json").write_text(json.dumps({**key, "version": {**key["version"], "source": "other"}}))
     assert run_all(words, model="VSKNN", seeds="1", reuse="any-version")[0].folder == other.folder
@@ -109,9 +114,9 @@ def test_a_killed_run_goes_on(words, in_process, session_data):
     options = {**TINY, "data_path": str(session_data), "epochs": 3, "seed": 7}
     interrupt(lambda: run_recbole_flr("SASRec", "tiny", config_dict=options), 2)
     folder = next(Path("saved").iterdir())
-    done, = run_all(words, model="SASRec", seed="7", seeds="1", epochs="3")
+    (done,) = run_all(words, model="SASRec", seed="7", seeds="1", epochs="3")
     assert done.folder == folder and in_process[0]["options"] == {"resume": str(folder)}
-    whole, = run_all(words, model="SASRec", seed="7", seeds="1", epochs="3", reuse="none")
+    (whole,) = run_all(words, model="SASRec", seed="7", seeds="1", epochs="3", reuse="none")
     test = [json.loads((each.folder / "result.json").read_text())["test_result"] for each in (done, whole)]
     assert test[0] == test[1] and whole.folder != folder
 
@@ -122,7 +127,7 @@ def test_a_run_in_progress_elsewhere_is_left_alone(words, in_process, session_da
     folder = next(Path("saved").iterdir())
     with FolderLock() as lock:
         lock.take(folder)
-        done, = run_all(words, model="SASRec", seeds="1", epochs="3")
+        (done,) = run_all(words, model="SASRec", seeds="1", epochs="3")
     assert "in progress in another process" in done.error and in_process == []
 
 
@@ -145,12 +150,15 @@ def test_a_study_that_starts_from_supervised_weights(words, in_process):
     assert [each.reused for each in run_all(words, study="grpo", model="FLRMix", **small)] == [True] * 3
 
 
-@pytest.mark.parametrize("more, message", [
-    ({"model": "SASRec,Sasrec"}, "Sasrec: model: found 'Sasrec'.*nearest is 'SASRec'"),
-    ({"model": "SASRec,FLRMix", "num_factors": "3"}, r"SASRec: found option 'num_factors'.*--SASRec.NAME=VALUE"),
-    ({"model": "FLRMix,SASRec", "FLRMix.num_factors": "0"}, "FLRMix: num_factors: found 0"),
-    ({"model": "SASRec,BPR"}, "found SASRec, which rank for a history, and BPR"),
-])
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"model": "SASRec,Sasrec"}, "Sasrec: model: found 'Sasrec'.*nearest is 'SASRec'"),
+        ({"model": "SASRec,FLRMix", "num_factors": "3"}, r"SASRec: found option 'num_factors'.*--SASRec.NAME=VALUE"),
+        ({"model": "FLRMix,SASRec", "FLRMix.num_factors": "0"}, "FLRMix: num_factors: found 0"),
+        ({"model": "SASRec,BPR"}, "found SASRec, which rank for a history, and BPR"),
+    ],
+)
 def test_mistakes_are_found_before_anything_runs(words, in_process, more, message):
     with pytest.raises(ConfigError, match=message):
         run_all(words, **more)
@@ -170,12 +178,19 @@ def test_the_command(words, in_process, capsys):
 
 
 def test_the_command_after_a_failure(words, in_process, capsys):
-    line = [f"--{name}={value}" for name, value in words.items()] + ["--model=SASRec,VSKNN", "--SASRec.n_heads=3", "--SASRec.hidden_size=10"]
+    line = [f"--{name}={value}" for name, value in words.items()] + [
+        "--model=SASRec,VSKNN",
+        "--SASRec.n_heads=3",
+        "--SASRec.hidden_size=10",
+    ]
     assert main(line) == 1
     printed = capsys.readouterr().out
     assert "SASRec on tiny, seed 2020: FAILED:" in printed and "VSKNN is ahead on tiny" in printed
     folder = next(Path("comparisons").iterdir())
-    assert "Failed: SASRec on tiny" in (folder / "comparison.md").read_text() and "hidden size (10)" in (folder / "report.html").read_text()
+    assert (
+        "Failed: SASRec on tiny" in (folder / "comparison.md").read_text()
+        and "hidden size (10)" in (folder / "report.html").read_text()
+    )
     assert main([word for word in line if "SASRec,VSKNN" not in word] + ["--model=SASRec", "--seeds=1"]) == 2
     assert "no run has finished" in capsys.readouterr().err
 
@@ -195,7 +210,10 @@ def test_slots_share_threads_and_gpus(monkeypatch):
 
 
 def test_an_ordinary_run_does_not_import_the_package():
-    code = "import recbole_flr.quick_start, recbole_flr.command, sys; print([m for m in sys.modules if m.startswith('recbole_flr.comp')])"
+    code = (
+        "import recbole_flr.quick_start, recbole_flr.command, sys\n"
+        "print([name for name in sys.modules if name.startswith('recbole_flr.comp')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
 

@@ -77,7 +77,7 @@ def test_compare_pairs_seeds_and_rows():
 
 
 def test_runs_without_ranks_are_compared_over_seeds_only():
-    found, = corrected([compare("A", "B", "ndcg@10", {1: (0.5, None), 2: (0.7, None)}, {1: (0.4, None), 2: (0.5, None)})])
+    (found,) = corrected([compare("A", "B", "ndcg@10", {1: (0.5, None), 2: (0.7, None)}, {1: (0.4, None), 2: (0.5, None)})])
     assert found.p_rows is None and found.p_seeds is not None and found.significant is None
 
 
@@ -89,21 +89,29 @@ def test_no_seed_in_common():
 def test_one_seed_is_never_significant():
     ours, theirs = np.ones((1, 50)), np.zeros((1, 50))
     ours[0, :3] = 0.5
-    found, = corrected([compare("A", "B", "m", rows_of(ours), rows_of(theirs))])
+    (found,) = corrected([compare("A", "B", "m", rows_of(ours), rows_of(theirs))])
     assert found.p_rows < 0.001 and found.significant is None
 
 
 def test_counted_models_are_compared_over_rows():
     """No seed changes them, so the rows decide."""
     row = np.random.default_rng(3).random(100)
-    found, = corrected([compare("A", "B", "m", rows_of(np.tile(row + 0.2, (3, 1))), rows_of(np.tile(row, (3, 1))))])
+    (found,) = corrected([compare("A", "B", "m", rows_of(np.tile(row + 0.2, (3, 1))), rows_of(np.tile(row, (3, 1))))])
     assert found.p_seeds is None and not found.varies and found.significant is True
 
 
-@pytest.mark.parametrize("p_seeds, p_rows, interval, expected", [
-    (0.01, 0.01, (0.1, 0.2), True), (0.06, 0.01, (0.1, 0.2), False), (0.01, 0.06, (0.1, 0.2), False), (0.01, 0.01, (-0.1, 0.2), False),
-    (None, 0.01, (0.1, 0.2), None), (0.01, None, None, None), (0.01, 0.01, (-0.2, -0.1), True),
-])
+@pytest.mark.parametrize(
+    "p_seeds, p_rows, interval, expected",
+    [
+        (0.01, 0.01, (0.1, 0.2), True),
+        (0.06, 0.01, (0.1, 0.2), False),
+        (0.01, 0.06, (0.1, 0.2), False),
+        (0.01, 0.01, (-0.1, 0.2), False),
+        (None, 0.01, (0.1, 0.2), None),
+        (0.01, None, None, None),
+        (0.01, 0.01, (-0.2, -0.1), True),
+    ],
+)
 def test_significant_needs_both_tests(p_seeds, p_rows, interval, expected):
     comparison = Comparison("A", "B", "m", [1], 0.1, 0.1, interval=interval, p_seeds_holm=p_seeds, p_rows_holm=p_rows)
     assert comparison.significant is expected
@@ -120,7 +128,7 @@ def test_a_model_against_itself_is_rarely_significant(seeds):
         def runs(easy=easy):
             return np.clip(easy + rng.normal(0, 0.02, (seeds, 1)) + rng.normal(0, 0.1, (seeds, 150)), 0, 1)
 
-        found, = corrected([compare("A", "A", "ndcg@10", rows_of(runs()), rows_of(runs()))])
+        (found,) = corrected([compare("A", "A", "ndcg@10", rows_of(runs()), rows_of(runs()))])
         claims += bool(found.significant)
     assert claims <= 5
 
@@ -130,5 +138,5 @@ def test_a_real_difference_is_found():
     easy = rng.random(300)
     ours = [easy + 0.1 + rng.normal(0, 0.05, 300) for _ in range(5)]
     theirs = [easy + rng.normal(0, 0.05, 300) for _ in range(5)]
-    found, = corrected([compare("A", "B", "m", rows_of(ours), rows_of(theirs))])
+    (found,) = corrected([compare("A", "B", "m", rows_of(ours), rows_of(theirs))])
     assert found.significant and found.interval[0] < 0.1 < found.interval[1]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from helpers_comparison import FACTORS, ROWS, write_run, write_runs
 
+from recbole_flr.comparison.formats import for_csv, for_latex, for_markdown, for_terminal
 from recbole_flr.comparison.results import read_run, rows_of
 from recbole_flr.comparison.slices import metric_of_rows, slices
 from recbole_flr.comparison.summary import decimal, metric_name, milliseconds, percent, probability, sentences, size, summarise
-from recbole_flr.comparison.table import Cell, Table, for_csv, for_latex, for_markdown, for_terminal, mark, tables
+from recbole_flr.comparison.table import Cell, Table, mark, tables
 from recbole_flr.errors import ConfigError
 
 
@@ -66,7 +67,10 @@ def test_slices_by_loop(summary):
 def test_three_sentences(summary):
     first, second, third = sentences(summary)
     assert first.startswith("FLR is ahead on tiny, with a test NDCG@10 of .") and "(mean of 3 seeds)" in first
-    assert re.match(rf"That is [\d.]+% above {summary.reference}, the best baseline; the difference is significant \(paired t-test over 3", second)
+    assert re.match(
+        rf"That is [\d.]+% above {summary.reference}, the best baseline; the difference is significant \(paired t-test over 3",
+        second,
+    )
     assert "of training" in third and "300 MB" in third and "10 ms for each ranked user" in third and summary.reference in third
 
 
@@ -96,9 +100,22 @@ def test_warnings(tmp_path):
 
 
 def test_a_stage_that_was_not_kept_has_no_test_over_rows(tmp_path):
-    stages = [{"name": name, "seconds": 1.0, "test_result": {"ndcg@10": value}, "best_valid_result": {"ndcg@10": value}, "test_seconds": 1.0}
-              for name, value in (("sft", 0.5), ("grpo", 0.4))]
-    rows = rows_of([read_run(write_run(tmp_path / "a", "FLR", 1, stages=stages, kept="sft"), "grpo"), read_run(write_run(tmp_path / "b", seed=1))])
+    stages = [
+        {
+            "name": name,
+            "seconds": 1.0,
+            "test_result": {"ndcg@10": value},
+            "best_valid_result": {"ndcg@10": value},
+            "test_seconds": 1.0,
+        }
+        for name, value in (("sft", 0.5), ("grpo", 0.4))
+    ]
+    rows = rows_of(
+        [
+            read_run(write_run(tmp_path / "a", "FLR", 1, stages=stages, kept="sft"), "grpo"),
+            read_run(write_run(tmp_path / "b", seed=1)),
+        ]
+    )
     summary = summarise(rows)
     assert summary.means["FLR"]["ndcg@10"][0] == 0.4 and summary.comparisons[0].p_rows is None
     assert "FLR" not in summary.slices[0][2] and any("no test over rows" in warning for warning in summary.warnings)
@@ -114,14 +131,22 @@ def test_marks_of_best_and_second():
     rows = [[Cell(str(value), value)] for value in (1, 5, 4)] + [[Cell("-")]]
     mark(rows, 0)
     assert [row[0].place for row in rows] == [0, 1, 2, 0]
+    equal = [[Cell("0", 0.0)], [Cell("0", 0.0)]]
+    mark(equal, 0)
+    assert [row[0].place for row in equal] == [0, 0]
     mark(rows, 0, largest=False)
     assert rows[0][0].place == 1
 
 
 def odd_table():
     """A table with all that has to be escaped."""
-    return Table("t", "100% of A_B", ["model", "x|y"], [[Cell("a_b|<script>\x1b[31m"), Cell(".5 ± .1", 0.5, 1)], [Cell("c&d"), Cell(".4", 0.4, 2)]],
-                 ["p < .05"])
+    return Table(
+        "t",
+        "100% of A_B",
+        ["model", "x|y"],
+        [[Cell("a_b|<script>\x1b[31m"), Cell(".5 ± .1", 0.5, 1)], [Cell("c&d"), Cell(".4", 0.4, 2)]],
+        ["p < .05"],
+    )
 
 
 def test_terminal():
@@ -141,7 +166,7 @@ def test_latex():
     assert r"\textbf{.5 $\pm$ .1}" in text and r"\underline{.4}" in text and r"c\&d" in text and r"100\% of A\_B" in text
     for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{lr}"):
         assert text.count(rule) == 1
-    body = text[text.index(r"\midrule"):text.index(r"\bottomrule")].splitlines()[1:]
+    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")].splitlines()[1:]
     assert all(line.endswith(r"\\") and len(re.findall(r"(?<!\\)&", line)) == 1 for line in body if line)
 
 
@@ -162,11 +187,25 @@ def test_all_tables_are_there(summary):
         assert all(len(row) == len(table.columns) for row in table.rows)
 
 
-@pytest.mark.parametrize("shown, text", [
-    (decimal(0.14123), ".1412"), (decimal(-0.5), "-.5000"), (decimal(1.0), "1.0000"), (decimal(None), "-"), (decimal(10.05, 2), "10.05"),
-    (percent(0.0315), "+3.1%"), (percent(None), "-"), (probability(0.0001), "< .001"), (probability(0.0315), ".032"),
-    (milliseconds(0.0021), "2.1 ms"), (size(3e8), "300 MB"), (size(2.5e9), "2.50 GB"), (size(None), "-"),
-    (metric_name("title_ndcg@10"), "title NDCG@10"), (metric_name("hit@5"), "Hit@5"),
-])
+@pytest.mark.parametrize(
+    "shown, text",
+    [
+        (decimal(0.14123), ".1412"),
+        (decimal(-0.5), "-.5000"),
+        (decimal(1.0), "1.0000"),
+        (decimal(None), "-"),
+        (decimal(10.05, 2), "10.05"),
+        (percent(0.0315), "+3.1%"),
+        (percent(None), "-"),
+        (probability(0.0001), "< .001"),
+        (probability(0.0315), ".032"),
+        (milliseconds(0.0021), "2.1 ms"),
+        (size(3e8), "300 MB"),
+        (size(2.5e9), "2.50 GB"),
+        (size(None), "-"),
+        (metric_name("title_ndcg@10"), "title NDCG@10"),
+        (metric_name("hit@5"), "Hit@5"),
+    ],
+)
 def test_figures_as_text(shown, text):
     assert shown == text

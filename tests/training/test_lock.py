@@ -32,10 +32,13 @@ def test_one_writer(tmp_path):
 
 def test_a_process_that_is_killed_gives_it_back(tmp_path):
     (tmp_path / "run.json").write_text("{}")
-    code = ("import sys, time; from recbole_flr.training.lock import FolderLock; lock = FolderLock(); lock.__enter__(); "
-            "lock.take(sys.argv[1]); print('ready', flush=True); time.sleep(60)")
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE,
-                               env={"PYTHONPATH": ":".join(filter(None, sys.path))})
+    code = (
+        "import sys, time; from recbole_flr.training.lock import FolderLock; lock = FolderLock(); lock.__enter__(); "
+        "lock.take(sys.argv[1]); print('ready', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, env={"PYTHONPATH": ":".join(filter(None, sys.path))}
+    )
     assert process.stdout.readline() == b"ready\n" and is_in_progress(tmp_path)
     process.kill()
     process.wait()
