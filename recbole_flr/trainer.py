@@ -12,8 +12,10 @@ from recbole.utils import EvaluatorType
 
 from recbole_flr.errors import CheckpointError
 from recbole_flr.evaluation import RankCollector, TitleEvaluator, metrics_table
+from recbole_flr.identity import KEY, run_key
 from recbole_flr.result import PeakMemory, duration
 from recbole_flr.training import checkpoint
+from recbole_flr.training.lock import FolderLock
 
 
 def new_run_folder(config):
@@ -41,18 +43,20 @@ class SafeCheckpoints:
         folder: of the run; see :mod:`recbole_flr.training.checkpoint` for what is in it.
         ranks: of the last evaluation; see :meth:`recbole_flr.evaluation.RankCollector.take_ranks`.
         results: name of a finished, validated stage -> (best valid score, best valid result).
-        records: name of a stage -> what it cost: seconds, peak_memory_bytes, epochs, best_epoch.
+        records: name of a stage -> what it cost: seconds, peak_memory_bytes, epochs, best_epoch; and `curve`, the validation
+            score after each validated epoch.
         trained_epochs: epochs that this process has trained.
+        lock: on the folder. :meth:`open_folder` takes it, within `with trainer.lock`.
     """
 
     stage_name = "train"  # of the stage in progress; RecBole's trainers have this one
 
     def __init__(self, config, model):
         super().__init__(config, model)
-        self.folder = None
+        self.folder, self.lock = None, FolderLock()
         self.results, self.records, self.ranks, self.best_epoch = {}, {}, {}, None
         self.trained_epochs = 0
-        self._valid_ranks = {}
+        self._valid_ranks, self._curve = {}, []
         self._next_epoch = 0
         self._saved = self._resumed = self._verbose = False
         self._spent, self._started = 0.0, None  # seconds of this stage before this process, and since when it goes on here
@@ -72,7 +76,9 @@ class SafeCheckpoints:
         if self.folder is None:
             self.folder = new_run_folder(self.config)
             self.model.save_files(self.folder)
+            checkpoint.write_json(self.folder / KEY, run_key(self.config))
             checkpoint.write_json(self.folder / checkpoint.CONFIG, self.config.snapshot())
+        self.lock.take(self.folder)
         self.saved_model_file = str(self.folder / checkpoint.BEST)
         return self.folder
 
@@ -116,7 +122,7 @@ class SafeCheckpoints:
         self.cur_step, self.best_valid_score = meta["cur_step"], meta["best_valid_score"]
         self.best_valid_result, self.best_epoch = meta["best_valid_result"], meta["best_epoch"]
         self.records, record = meta["records"], meta["record"]
-        self._spent = record["seconds"]
+        self._spent, self._curve = record["seconds"], record.get("curve", [])
         self._memory.at_least(record["peak_memory_bytes"])
 
     def _record(self):
@@ -124,7 +130,7 @@ class SafeCheckpoints:
         running = 0 if self._started is None else perf_counter() - self._started
         return {
             "seconds": round(self._spent + running, 2), "peak_memory_bytes": self._memory.read(),
-            "epochs": self._next_epoch, "best_epoch": self.best_epoch,
+            "epochs": self._next_epoch, "best_epoch": self.best_epoch, "curve": list(self._curve),
         }
 
     def stage_file(self, name):
@@ -141,7 +147,7 @@ class SafeCheckpoints:
         """Go on with the run in a folder; call before :meth:`fit`.
 
         Raises:
-            CheckpointError: if there is no whole state to resume from, or the data set is another.
+            CheckpointError: if there is no whole state to resume from, the data set is another, or the run is in progress.
         """
         self.folder = checkpoint.run_folder(resume_file)
         self.open_folder()
@@ -192,7 +198,7 @@ class SafeCheckpoints:
 
     def _leave_stage(self, result):
         self.records[self.stage_name], self.results[self.stage_name] = self._record(), result
-        self._spent, self._started, self.best_epoch = 0.0, None, None
+        self._spent, self._started, self.best_epoch, self._curve = 0.0, None, None, []
         self._memory = PeakMemory(self.device)
         return result
 
@@ -214,6 +220,8 @@ class SafeCheckpoints:
         start = perf_counter()
         score, result = super()._valid_epoch(valid_data, show_progress)
         self._valid_ranks = self.ranks
+        if self._next_epoch:  # not the model as it was before the stage
+            self._curve.append([self._next_epoch - 1, score])
         if self._verbose:
             label = f"epoch {self._next_epoch - 1} valid" if self._next_epoch else "valid"
             self.logger.info(f"Validation took {duration(perf_counter() - start)}:\n{metrics_table({label: result})}")

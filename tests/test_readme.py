@@ -21,6 +21,7 @@ from recbole.utils import argument_list
 
 import recbole_flr
 from recbole_flr import command, config, contracts, options
+from recbole_flr.comparison.command import report_main
 from recbole_flr.registry import model_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -249,7 +250,8 @@ def help_options(module, word=None):
     if module.startswith("benchmarks."):  # to import all of them would take long, so their names are found in the source
         files = {ROOT / "benchmarks" / f"{name}.py" for name in (module.removeprefix("benchmarks."), "harness", "made_up")}
         return set(re.findall(r"[\"'](?:--)?([a-z][a-z-]*)[\"'][:,]", "\n".join(map(text_of, files))))
-    main = command.recommend_main if word == "recommend" else importlib.import_module(module).main
+    commands = {"recommend": command.recommend_main, "report": report_main}
+    main = commands[word] if word in commands else importlib.import_module(module).main
     with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
         main(["--help"])
     return set(re.findall(r"--([a-z][\w-]*)", printed.getvalue()))
@@ -270,10 +272,11 @@ def check_command(words):
         assert {name for name, _, _ in given} <= OTHER_PROGRAMS[words[0]], words
     elif words[1:2] == ["run_recbole_flr.py"]:
         for name, _, value in given:
+            name = name.rpartition(".")[2]  # --FLR.num_factors=3 is an option of one model of a comparison
             assert name in run_options(), words
             placeholder = value in PLACEHOLDERS or "..." in value or name == "help"
             if name == "model" and not placeholder:
-                assert value in [*model_names(), "Retrieval"], words
+                assert set(value.split(",")) <= {*model_names(), "Retrieval"}, words
             elif name in declared() and not placeholder:
                 allowed = [option.accepts(value if option.is_text else options.parse_value(value)) for option in declared()[name]]
                 assert any(allowed), words
@@ -311,8 +314,9 @@ def test_a_wrong_command_is_noticed(wrong):
 @pytest.mark.parametrize("page", DESCRIBED, ids=relative)
 def test_options_that_are_named_exist(page):
     known = {"help"} | run_options() | help_options("dataset_scripts.convert") | help_options("dataset_scripts.download")
-    known |= help_options("recbole_flr", "recommend") | set.union(*OTHER_PROGRAMS.values()) | {"json"}
-    for name, value in re.findall(r"`--([A-Za-z][\w-]*)(=value)?", text_of(page)):
+    known |= help_options("recbole_flr", "recommend") | help_options("recbole_flr", "report")
+    known |= set.union(*OTHER_PROGRAMS.values()) | {"json"}
+    for name, value in re.findall(r"`--(?:[A-Z]\w*\.)?([A-Za-z][\w-]*)(=value)?", text_of(page)):
         assert name in known or (name, value) == ("name", "=value"), name
 
 

@@ -39,6 +39,10 @@ def test_the_metrics_follow_from_the_ranks(trained, model, options):
     assert metrics_of(ranks, "valid") == pytest.approx(dict(result["best_valid_result"]), abs=1.01e-4)
     assert written["test_result"] == result["test_result"] and written["best_valid_result"] == result["best_valid_result"]
     assert written["kept"] == result.get("kept", written["stages"][-1]["name"])
+    for name, other in result.get("stages", {}).items():
+        if name != written["kept"]:
+            found = metrics_of(read_ranks(folder, f"ranks-{name}.npz"), "test")
+            assert found == pytest.approx(dict(other["test_result"]), abs=1.01e-4)
 
 
 def test_the_ranks_are_those_of_the_loaded_model(trained):

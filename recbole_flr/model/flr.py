@@ -53,3 +53,7 @@ class FLR(ThinkingWriter):
         context = self.read_context(interaction)
         state = self.think(context).state
         return state.alpha, item_attention(state.attention, context.item, interaction[self.ITEM_SEQ].shape[1])
+
+    def factor_vectors(self, interaction):
+        """See :meth:`recbole_flr.contracts.Recommender.factor_vectors`."""
+        return self.think(self.read_context(interaction)).state.factors

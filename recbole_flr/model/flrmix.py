@@ -394,6 +394,10 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         state = self.think(context).state
         return state.alpha, item_attention(state.attention, context.item, interaction[self.ITEM_SEQ].shape[1])
 
+    def factor_vectors(self, interaction):
+        """See :meth:`recbole_flr.contracts.Recommender.factor_vectors`."""
+        return self.think(self.read_context(interaction)).state.factors
+
     @torch.no_grad()
     def explain_items(self, interaction, items):
         """See :meth:`recbole_flr.contracts.Recommender.explain_items`."""

@@ -1,0 +1,73 @@
+"""Writes what a comparison leaves: comparison.md, .csv, .tex and report.html. Each file is replaced in one step."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from recbole_flr.comparison.formats import for_csv, for_latex, for_markdown
+from recbole_flr.errors import OutputError
+from recbole_flr.training.checkpoint import replace
+
+FOLDER, STEM, REPORT = "comparisons", "comparison", "report.html"
+LONGEST = 60  # letters of the names of models in a folder's name
+
+
+def default_folder(plan):
+    """`comparisons/MODELS-DATASETS-DIGEST`: the same for the same plan, so that the same command goes on there."""
+    models = "+".join(dict.fromkeys(run.model for run in plan.runs))
+    datasets = "+".join(dict.fromkeys(run.dataset for run in plan.runs))
+    described = [[run.label, run.model, run.dataset, run.seed, run.options, run.files, run.stage] for run in plan.runs]
+    digest = hashlib.sha256(json.dumps([plan.study, plan.reference, described], sort_keys=True).encode()).hexdigest()[:8]
+    return Path(FOLDER) / f"{f'{plan.study}-' if plan.study else ''}{models[:LONGEST]}-{datasets[:LONGEST]}-{digest}"
+
+
+def make_folder(folder):
+    """Create a folder.
+
+    Raises:
+        OutputError: if it cannot be created.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"out: cannot create the folder {folder} ({error.strerror}); choose another with --out=FOLDER"
+        ) from error
+    return Path(folder)
+
+
+def write_text(path, text):
+    """Write a file to a temporary name and move it into place.
+
+    Raises:
+        OutputError: naming the file and the free space; the old file stays.
+    """
+    temporary = Path(f"{path}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        replace(temporary, path)
+    except OSError as error:
+        try:
+            temporary.unlink(missing_ok=True)
+            free = f"; {shutil.disk_usage(temporary.parent).free / 1e6:.0f} MB are free there"
+        except OSError:
+            free = ""
+        raise OutputError(
+            f"cannot write {path}: {error.strerror} ({len(text.encode()) / 1e6:.1f} MB are needed{free}). The runs are "
+            "kept: make room, or choose another folder with --out, and give the command again"
+        ) from error
+
+
+def write_tables(folder, tables, summaries, heading):
+    """Write comparison.md, .tex and .csv.
+
+    Args:
+        folder: exists.
+        tables: list of :class:`recbole_flr.comparison.table.Table`.
+        summaries: list of :class:`recbole_flr.comparison.summary.Summary`.
+        heading: lines of Markdown above the tables.
+    """
+    write_text(folder / f"{STEM}.md", "\n".join([heading, *map(for_markdown, tables)]))
+    write_text(folder / f"{STEM}.tex", "% \\usepackage{booktabs}\n" + "\n".join(map(for_latex, tables)))
+    write_text(folder / f"{STEM}.csv", for_csv(summaries))
