@@ -2,9 +2,13 @@
 
 import argparse
 import json
+import os
+import re
 import sys
+from contextlib import contextmanager
 
-from recbole_flr.errors import ConfigError, FLRError
+from recbole_flr import __version__
+from recbole_flr.errors import ConfigError, FLRError, Interrupted, printable
 
 USAGE = """\
 Train, validate and test a model of recbole_flr or of RecBole.
@@ -19,6 +23,7 @@ Train, validate and test a model of recbole_flr or of RecBole.
                           instruments, movies, toys-2023, ... are fetched and converted with --download=true
   --config_files A.yaml   yaml files with options; several separated by blanks
   --help, -h              this text; with --model=NAME, that model's options
+  --version               the version
 
 Any option of the plug-in or of RecBole: --key=value or --key value. Values are yaml: 1e-3, [5, 10], "{'valid': full}".
 """
@@ -39,8 +44,8 @@ def parse_arguments(arguments):
         if not name.startswith("--") or name == "--":
             raise ConfigError(f"found {word!r}, expected --key=value or --key value (values with blanks need quotes)")
         name = name[2:]
-        if name == "help":
-            options["help"] = True
+        if name in ("help", "version") and not equals:
+            options[name] = True
             continue
         if not equals:
             if not words or words[0].startswith("--"):
@@ -54,32 +59,70 @@ def parse_arguments(arguments):
     return options
 
 
-def main(arguments=None):
-    """Entry point of run_recbole_flr.py. Returns the exit status: 0, or 2 after one line on a user's mistake."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+class Status:
+    """The exit status of a command."""
+
+    code = 0
+
+
+@contextmanager
+def one_line(program):
+    """Inside the block, a user's mistake and Ctrl-C end the command with one line on stderr.
+
+    Args:
+        program (str): the line begins with it.
+
+    Yields:
+        Status: its `code` is 2 after a mistake, 130 after Ctrl-C, else 0.
+    """
+    status = Status()
     try:
-        options = parse_arguments(arguments)
-        if "help" in options:
-            from recbole_flr.options import help_text
-            from recbole_flr.registry import shared_options
-
-            model = options.get("model", "FLR")
-            print(USAGE + "\nOptions of the plug-in (name, default, what is allowed, what it does and costs):")
-            print(help_text(model, shared_options(model)))
-            return 0
-        from recbole_flr.quick_start import run_recbole_flr
-
-        files = options.pop("config_files", "").replace(",", " ").split() or None
-        model = options.pop("model", None)
-        dataset = options.pop("dataset", None)
-        if not files and not {"resume", "checkpoint"} & options.keys():
-            model = "FLR" if model is None else model
-            dataset = "toys_demo" if dataset is None else dataset
-        run_recbole_flr(model, dataset, files, options)
+        yield status
     except FLRError as error:
-        print(f"run_recbole_flr: {error}", file=sys.stderr)
-        return 2
-    return 0
+        print(f"{program}: {error}", file=sys.stderr)
+        status.code = 2
+    except KeyboardInterrupt as error:
+        message = str(error) if isinstance(error, Interrupted) else "interrupted; nothing was saved"
+        print(f"\n{program}: {message}", file=sys.stderr)
+        status.code = 130
+    except BrokenPipeError:  # such as `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status.code = 1
+
+
+def main(arguments=None):
+    """Entry point of run_recbole_flr.py.
+
+    Returns:
+        int: the exit status: 0, 2 after one line on a user's mistake, or 130 after Ctrl-C.
+    """
+    with one_line("run_recbole_flr") as status:
+        _run(sys.argv[1:] if arguments is None else arguments)
+    return status.code
+
+
+def _run(arguments):
+    options = parse_arguments(arguments)
+    if "version" in options:
+        print(f"recbole_flr {__version__}")
+        return
+    if "help" in options:
+        from recbole_flr.options import help_text
+        from recbole_flr.registry import shared_options
+
+        model = options.get("model", "FLR")
+        print(USAGE + "\nOptions of the plug-in (name, default, what is allowed, what it does and costs):")
+        print(help_text(model, shared_options(model)))
+        return
+    from recbole_flr.quick_start import run_recbole_flr
+
+    files = options.pop("config_files", "").replace(",", " ").split() or None
+    model = options.pop("model", None)
+    dataset = options.pop("dataset", None)
+    if not files and not {"resume", "checkpoint"} & options.keys():
+        model = "FLR" if model is None else model
+        dataset = "toys_demo" if dataset is None else dataset
+    run_recbole_flr(model, dataset, files, options)
 
 
 def recommend_main(arguments=None):
@@ -92,24 +135,35 @@ def recommend_main(arguments=None):
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     changes = {"state": "ERROR", "show_progress": False, **({"data_path": given.data_path} if given.data_path else {})}
-    try:
+    with one_line("recommend") as status:
         from recbole_flr.recommendation import recommend
 
         answer = recommend(given.checkpoint, given.history, given.k, changes)
-    except FLRError as error:
-        print(f"recommend: {error}", file=sys.stderr)
-        return 2
-    if given.json:
-        print(json.dumps(answer, ensure_ascii=False, indent=1))
-        return 0
+        print(_as_json(answer) if given.json else _as_text(answer))
+    return status.code
+
+
+def _as_json(answer):
+    """JSON in which every character that a terminal obeys is an escape."""
+    text = json.dumps(answer, ensure_ascii=False, indent=1)
+    return re.sub(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _as_text(answer):
+    """The answer of :func:`recbole_flr.recommendation.recommend` as lines for a person."""
+    lines = []
     for rank, item in enumerate(answer["items"], 1):
-        print(f"{rank:3d}  {item['score']:9.4f}  {item['title']}  [{item['item']}]")
+        lines.append(f"{rank:3d}  {item['score']:9.4f}  {printable(item['title'])}  [{printable(item['item'])}]")
         if "parts" in item:
-            print("     score: " + ", ".join(f"{name} {value:.3f}" for name, value in item["parts"].items()))
+            lines.append("     score: " + ", ".join(f"{name} {value:.3f}" for name, value in item["parts"].items()))
         if item.get("after"):
-            print("     after: " + ", ".join(f"{entry['title']} ({entry['share']:.0%})" for entry in item["after"]))
+            after = ", ".join(f"{printable(entry['title'])} ({entry['share']:.0%})" for entry in item["after"])
+            lines.append(f"     after: {after}")
+    if answer["factors"]:
+        lines += ["", "What the model looked at. The weight of a factor is its share in the thought (all weights add up to 1).",
+                  "Below it is how the factor's attention is shared out (each list adds up to 1)."]
     for number, factor in enumerate(answer["factors"], 1):
-        print(f"factor {number}: weight {factor['weight']:.3f}, looked at")
-        for entry in factor["history"]:
-            print(f"     {entry['attention']:.3f}  {entry['title']}")
-    return 0
+        lines.append(f"factor {number}: weight {factor['weight']:.3f}")
+        lines += [f"     {entry['attention']:.3f}  {printable(entry['title'])}" for entry in factor["history"]]
+        lines.append(f"     {factor['rest']:.3f}  (the thought itself, and the text around the titles)")
+    return "\n".join(lines)

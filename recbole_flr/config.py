@@ -11,6 +11,7 @@ The defaults come from these places, and a later one overrides an earlier one: R
 (`recbole_flr.options.option_files`), and the file NAME.yaml in the data set's own folder, which `dataset_scripts` writes.
 """
 
+import codecs
 import copy
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from recbole.utils import InputType, ModelType, argument_list
 
 from recbole_flr import registry
 from recbole_flr.errors import ConfigError
+from recbole_flr.needs import check_processes
 from recbole_flr.options import Loader, check, options_for, parse_text, parse_value
-from recbole_flr.protocol import check_evaluation
+from recbole_flr.paths import check_name
+from recbole_flr.protocol import check_evaluation, check_ranges, check_split_files
 
 # Options that RecBole reads but declares in none of its yaml files
 UNDECLARED = {
@@ -72,6 +75,16 @@ def read_yaml(path, option):
 def has_split_files(folder, name):
     """Whether a data set's folder has the files NAME.train.inter, NAME.valid.inter and NAME.test.inter."""
     return all((Path(folder) / f"{name}.{part}.inter").is_file() for part in PARTS)
+
+
+def _check_encoding(name):
+    """Refuse an encoding that Python does not know, or that is none of text."""
+    try:
+        if codecs.lookup(name)._is_text_encoding:
+            return
+    except (LookupError, ValueError, TypeError):
+        pass
+    raise ConfigError(f"encoding: found {name!r}, which Python does not know; expected such as utf-8, latin-1 or cp1252")
 
 
 class Config(recbole.config.Config):
@@ -128,6 +141,7 @@ class Config(recbole.config.Config):
             if not value or not isinstance(value, (str, type) if name == "model" else str):
                 raise ConfigError(f"{name}: found {value!r}, expected a name, such as "
                                   f"--{name}={'FLR' if name == 'model' else 'toys_demo'}")
+        check_name(dataset, "dataset")
         if isinstance(model, str):
             model = registry.get_model(model)
         return super()._get_model_and_dataset(model, dataset)
@@ -166,8 +180,12 @@ class Config(recbole.config.Config):
 
     def _get_final_config_dict(self):
         given = self.external_config_dict
+        check_processes(given)
         self._check_given(given)
         final = super()._get_final_config_dict()
+        check_ranges(final)
+        check_split_files(given, final.get("benchmark_filename"))
+        _check_encoding(final["encoding"])
         if isinstance(given.get("eval_args"), dict):  # RecBole would fill the parts that are not given with its random split
             final["eval_args"] = {**self.internal_config_dict["eval_args"], **given["eval_args"]}
         check_evaluation(final, final["MODEL_TYPE"])
@@ -196,6 +214,8 @@ class Config(recbole.config.Config):
                 given[name] = parse_text(text)
         lists = [getattr(argument_list, name) for name in dir(argument_list) if name.endswith("_arguments")]
         known = UNDECLARED.union(self.internal_config_dict, UNDECLARED_OF.get(self.model, ()), *lists) - NO_OPTIONS
+        if isinstance(given.get("state"), str):
+            given["state"] = given["state"].upper()  # RecBole takes both
         check(given, known, self._options, measures)
         for name in PICKLES:
             if given.get(name):

@@ -1,6 +1,9 @@
 """Recommend the next items for a history, and say what the model looked at."""
 
-import difflib
+import re
+from collections import Counter
+from difflib import SequenceMatcher
+from math import log
 
 import torch
 from recbole.data.interaction import Interaction
@@ -16,7 +19,7 @@ def resolve_items(dataset, catalog, history):
     popular one.
 
     Raises:
-        DataError: for an unknown entry; it names the nearest title.
+        DataError: for an unknown entry; it names the nearest titles.
     """
     by_token = dataset.field2token_id[dataset.iid_field]
     by_text = {catalog.titles[item]: item for item in reversed(catalog.by_popularity().tolist())}
@@ -25,11 +28,46 @@ def resolve_items(dataset, catalog, history):
     for entry in history:
         item = by_token.get(str(entry)) or by_text.get(str(entry))
         if not item:
-            near = difflib.get_close_matches(str(entry), catalog.titles[1:], n=1, cutoff=0.0)
-            raise DataError(f"history: found {entry!r}, which is neither an item id nor a title of the catalogue; "
-                            f"the nearest title is {near[0]!r}")
+            near = ", ".join(map(repr, nearest_titles(str(entry), catalog.titles[1:])))
+            raise DataError(f"history: found {str(entry)!r}, which is neither an item id nor a title of the catalogue; the nearest "
+                            f"titles are {near}")
         items.append(item)
     return items
+
+
+def nearest_titles(text, titles, count=3):
+    """The distinct titles that are most like a text: those that share words with it, rare words first; then those that look alike.
+
+    Args:
+        text (str): any text.
+        titles: list of str.
+        count: how many are wanted.
+    """
+    titles = list(dict.fromkeys(titles))
+    words_of = [_words(title) for title in titles]
+    known = Counter(word for words in words_of for word in words)
+    wanted = _words(text)
+    for word in wanted - known.keys():  # a mistyped word stands for the word that looks like it
+        alike = max(known, key=lambda other: SequenceMatcher(None, word, other).ratio(), default=word)
+        if SequenceMatcher(None, word, alike).ratio() > 0.75:
+            wanted = wanted - {word} | {alike}
+    rarity = {word: log(1 + len(titles) / known[word]) for word in known}
+
+    def shared(words):  # weight of the shared words, divided by that of all words of both
+        total = sum(rarity.get(word, log(1 + len(titles))) for word in words | wanted)
+        return sum(rarity[word] for word in words & wanted) / total if total else 0.0
+
+    scores = [shared(words) for words in words_of]
+    best = sorted(range(len(titles)), key=lambda place: -scores[place])[:20 * count]
+    folded = text.casefold()
+    likeness = {place: SequenceMatcher(None, folded, titles[place].casefold()).ratio() for place in best}
+    if not any(scores):  # no word is shared
+        likeness = {place: SequenceMatcher(None, folded, title.casefold()).quick_ratio() for place, title in enumerate(titles)}
+    return [titles[place] for place in sorted(likeness, key=lambda place: (-scores[place], -likeness[place]))[:count]]
+
+
+def _words(text):
+    return set(re.findall(r"\w+", text.casefold()))
 
 
 def _read_catalog(config, dataset):
@@ -52,8 +90,9 @@ def recommend(checkpoint, history, k=10, config_dict=None):
 
     Returns:
         dict with ``items``: [{item, title, score}], best first, where score is the title's log-probability (models that write no
-        title: their score), and ``factors``: [{weight, history: [{item, title, attention}]}], one for each factor of the last
-        refinement (empty for models without a thought). If the model can say where a score comes from (FLRMix), an item also has
+        title: their score), and ``factors``: [{weight, history: [{item, title, attention}], rest}], one for each factor of the last
+        refinement (empty for models without a thought). The weights add up to 1. So do the attentions of a factor and its ``rest``,
+        which is what it attended to besides the items: the thought itself, and the text around the titles. If the model can say where a score comes from (FLRMix), an item also has
         ``parts``: {name: summand of the score}, and ``after``: [{item, title, share}], the items of the history near which it stood
         in the training rows.
 
@@ -99,5 +138,7 @@ def recommend(checkpoint, history, k=10, config_dict=None):
         alpha, attention = explained
         for weight, shares in zip(alpha[0].tolist(), attention[0].tolist()):
             looked = [{**name(item), "attention": share} for item, share in zip(items, shares)]
-            answer["factors"].append({"weight": weight, "history": sorted(looked, key=lambda e: -e["attention"])})
+            answer["factors"].append({
+                "weight": weight, "history": sorted(looked, key=lambda e: -e["attention"]), "rest": sum(shares[len(items):]),
+            })
     return answer

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recbole_flr.training import checkpoint
+from recbole_flr.files import new_file
 
 RESULT, RANKS = "result.json", "ranks.npz"
 PACKAGES = ("recbole_flr", "recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy")
@@ -178,10 +178,8 @@ def finite(value):
 def write_ranks(folder, valid, test):
     """Write `ranks.npz`: the arrays of :meth:`recbole_flr.evaluation.RankCollector.take_ranks`, as `valid_...` and `test_...`."""
     arrays = {f"{part}_{name}": value for part, ranks in (("valid", valid), ("test", test)) for name, value in ranks.items()}
-    temporary = Path(folder) / f"{RANKS}.tmp"
-    with open(temporary, "wb") as file:
+    with new_file(Path(folder) / RANKS) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
-    checkpoint.replace(temporary, Path(folder) / RANKS)
 
 
 def read_ranks(folder):

@@ -162,7 +162,7 @@ def test_recommend_reports_a_mistake(error, monkeypatch, capsys):
 def test_recommend_prints(monkeypatch, capsys):
     seen = []
     answer = {"items": [{"item": "i1", "title": "積み木", "score": -1.5}],
-              "factors": [{"weight": 0.25, "history": [{"item": "i2", "title": "Robot", "attention": 0.75}]}]}
+              "factors": [{"weight": 0.25, "history": [{"item": "i2", "title": "Robot", "attention": 0.75}], "rest": 0.25}]}
     monkeypatch.setattr(recommendation, "recommend", lambda *arguments: seen.append(arguments) or answer)
     line = ["--checkpoint", "saved/x", "--history", "Robot", "Blue Castle", "--k", "1", "--data_path", "there"]
     assert recommend_main(line) == 0

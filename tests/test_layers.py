@@ -20,6 +20,7 @@ LAYERS = [  # from the command line down to what all share
     ["trainer"],
     ["result", "evaluation", "console"],
     ["config"],
+    ["needs"],
     ["protocol"],
     ["registry", "options"],
     ["allowed_values"],
@@ -42,7 +43,7 @@ LAYERS = [  # from the command line down to what all share
     ["data.catalog"],
     ["data.loading"],
     ["data.atomic"],
-    ["ragged", "contracts"],
+    ["ragged", "contracts", "files", "paths", "training.header"],
     ["errors", "data", "model", "training", ""],
 ]
 PLACE = {name: number for number, layer in enumerate(LAYERS) for name in layer}

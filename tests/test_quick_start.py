@@ -57,7 +57,7 @@ def test_only_the_latest_items_count(run):
 
 def test_recommend_refuses_what_it_cannot_do(run):
     loaded = recbole_flr.load_data_and_model(run)
-    with pytest.raises(DataError, match="'Robot War'.*nearest title is 'Robot Wars'"):
+    with pytest.raises(DataError, match="'Robot War'.*nearest titles are 'Robot Wars', 'Robot Wars II', 'Robot'"):
         recbole_flr.recommend(loaded, ["Robot War"])
     with pytest.raises(DataError, match="found none"):
         recbole_flr.recommend(loaded, [])

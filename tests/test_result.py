@@ -130,7 +130,7 @@ def test_options_that_differ(session_data):
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     write_ranks(tmp_path, {}, {"item_rank": np.array([1, 2])})
     monkeypatch.setattr(np, "savez_compressed", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DiskError, match="cannot write .*ranks.npz: disk full; .* are free there"):
         write_ranks(tmp_path, {}, {"item_rank": np.array([3])})
     assert read_ranks(tmp_path)["test_item_rank"].tolist() == [1, 2]
 

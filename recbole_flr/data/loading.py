@@ -56,8 +56,12 @@ def expected_files(config):
     return [folder / name for name in names]
 
 
-def prepare_files(config):
+def prepare_files(config, create=True):
     """Make sure that the data set's files are there: the demo is made, with `download` a category of Amazon is fetched.
+
+    Args:
+        config: of the run.
+        create: whether missing files may be made or fetched. A trained model is not loaded with data that were made anew.
 
     Raises:
         ConfigError: `download` is asked for a data set whose address is not known.
@@ -66,6 +70,10 @@ def prepare_files(config):
     name, folder = config["dataset"], Path(config["data_path"])
     if all(path.is_file() for path in expected_files(config)):
         return
+    if not create:
+        missing = next(path for path in expected_files(config) if not path.is_file())
+        raise DataError(f"data set {name!r}: found no {missing} (looked in {folder.resolve()}), which the trained model needs; name "
+                        "the folder of the data sets with --data_path=FOLDER, or call from the folder of the training")
     from dataset_scripts import download, toys_demo
 
     if name == toys_demo.NAME:
@@ -116,8 +124,10 @@ def history_field(config):
     return config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
 
 
-def load_dataset(config):
+def load_dataset(config, create=True):
     """RecBole's ``create_dataset`` on files read verbatim.
+
+    Missing files are made or fetched only if `create` is true; see :func:`prepare_files`.
 
     In split files the history speaks of the same items as the target, with or without ``alias_of_item_id`` (RecBole
     would number them apart). Histories longer than MAX_ITEM_LIST_LENGTH are refused (RecBole would keep their oldest
@@ -126,7 +136,7 @@ def load_dataset(config):
     Raises:
         DataError: if files are missing or are not what RecBole can read.
     """
-    prepare_files(config)
+    prepare_files(config, create)
     check_columns(config)
     config["dataset_save_path"] = os.path.join(os.devnull, "no-pickle")  # never there; else RecBole opens one it finds
     config["dataloaders_save_path"] = config["dataset_save_path"]
