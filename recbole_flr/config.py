@@ -149,6 +149,9 @@ class Config(recbole.config.Config):
     def _load_internal_config_dict(self, model, model_class, dataset):
         super()._load_internal_config_dict(model, model_class, dataset)
         defaults, given = self.internal_config_dict, self.external_config_dict
+        if defaults["MODEL_TYPE"] == ModelType.SEQUENTIAL and defaults["eval_args"]["order"] != "TO":
+            # RecBole's own defaults of GRU4RecKG and KSR forget that a sequential model needs the order of time
+            defaults["eval_args"] = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
         folder = Path(str(given.get("data_path", defaults["data_path"]))) / dataset
         shared = registry.shared_options(model)
         protocol = given.get("eval_args")

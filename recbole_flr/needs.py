@@ -18,8 +18,8 @@ FEATURE_MODELS = ("FDSA", "GRU4RecF", "SASRecF")  # sequential models that read 
 CPR_MODELS = ("GRU4RecCPR", "SASRecCPR")
 PACKAGES = {"KGAT": "dgl"}  # model -> package that it imports late
 PRETRAINED = {  # model -> (field that is loaded, what it holds)
-    "GRU4RecKG": {"ent_id": "vectors of the items"},
-    "KSR": {"ent_id": "vectors of the items", "rel_id": "vectors of the relations"},
+    "GRU4RecKG": {"ent_id": "vectors of the entities"},
+    "KSR": {"ent_id": "vectors of the entities", "rel_id": "vectors of the relations"},
 }
 # Options that name weights of an earlier run of RecBole, which are pickles
 PICKLED_WEIGHTS = ("pre_model_path", "mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "warm_up")
@@ -74,10 +74,12 @@ def check_needs(config):
         raise ConfigError(f"selected_features: found {missing[0]!r}, which load_col does not load; {model} needs columns of the "
                           f".item file: name them in both, such as --selected_features=\"{features}\" "
                           + _load_col(config, item=[config["ITEM_ID_FIELD"], *features]))
+    if model in PRETRAINED:
+        _check_graph(config)
     for field, what in PRETRAINED.get(model, {}).items():
         if field not in (config["preload_weight"] or {}):
-            raise ConfigError(f"preload_weight: found no {field!r}; {model} needs {what} that were trained before; see 'pretrained "
-                              "embeddings' in RecBole's documentation of atomic files")
+            raise ConfigError(f"preload_weight: found no {field!r}; {model} needs {what} that were trained before, in a file of "
+                              "their own (additional_feat_suffix); docs/recbole_models.md has an example")
 
 
 def _columns(config, kind):

@@ -23,8 +23,6 @@ def check_name(name, option):
     if not name or name in (".", "..") or re.search(r"[/\\\s\0]", name):
         raise ConfigError(f"{option} is {name!r}; expected a file name without blanks and slashes" + (
             "; the folder of the data sets is --data_path" if option == "dataset" else ""))
-    if len(os.fsencode(name)) > 100:
-        raise ConfigError(f"{option} has {len(os.fsencode(name))} bytes; expected at most 100, as files are named after it")
 
 
 def check_folder(folder, option):

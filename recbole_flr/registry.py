@@ -109,4 +109,7 @@ def build_model(config, dataset):
     """
     model_class = get_model(config["model"])
     with old_scipy(), enough_memory("the model"):
-        return model_class(config, dataset).to(config["device"])
+        model = model_class(config, dataset)
+        if config["model"] == "KSR":  # RecBole leaves this matrix in float64, and then multiplies it with float32
+            model.relation_Matrix = model.relation_Matrix.float()
+        return model.to(config["device"])

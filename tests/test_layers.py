@@ -43,7 +43,7 @@ LAYERS = [  # from the command line down to what all share
     ["data.catalog"],
     ["data.loading"],
     ["data.atomic"],
-    ["ragged", "contracts", "files", "paths", "training.header"],
+    ["ragged", "contracts", "files", "paths", "training.header", "model.hub"],
     ["errors", "data", "model", "training", ""],
 ]
 PLACE = {name: number for number, layer in enumerate(LAYERS) for name in layer}

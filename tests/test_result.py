@@ -11,6 +11,7 @@ import pytest
 from conftest import TINY, TINY_FLR
 
 import recbole_flr
+from recbole_flr.errors import DiskError
 from recbole_flr.result import (
     RANKS, RESULT, PeakMemory, commit_of, describe_result, differing_options, duration, finite, read_ranks, write_ranks,
 )  # fmt: skip

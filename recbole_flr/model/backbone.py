@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from transformers.cache_utils import DynamicLayer
 
 from recbole_flr.errors import ConfigError, first_line
+from recbole_flr.model.hub import check_model
 
 THOUGHT = "<|Thought|>"
 END_OF_TITLE = "<|endoftitle|>"
@@ -239,6 +240,8 @@ def build_backbone(config, texts):
         )
         lm = compact_lm(config, tokenizer).to(dtype)
     else:
+        check_model(config["backbone"], "backbone", "'compact', the folder of a saved transformers model with safetensors weights, or "
+                                                    "a hub name that this machine can reach")
         tokenizer = load_tokenizer(config["tokenizer"] or config["backbone"])
         try:
             lm = AutoModelForCausalLM.from_pretrained(
@@ -279,6 +282,7 @@ def precision_of(config, pretrained):
 
 def load_tokenizer(name):
     """A fast tokenizer by name or path; ConfigError if there is none."""
+    check_model(name, "tokenizer", "the folder of a saved tokenizer or a hub name that this machine can reach")
     try:
         if (Path(name) / "tokenizer.json").is_file() and not (Path(name) / "config.json").is_file():
             return PreTrainedTokenizerFast.from_pretrained(name)
