@@ -47,6 +47,7 @@ GIVEN = {  # what a model needs -> options that name it
         "preload_weight": {"ent_id": "ent_emb", "rel_id": "rel_emb"},
     },
 }
+SMALL = {"NCL": {"num_clusters": 5}}  # the data set has fewer users than RecBole's default has clusters
 METRICS = {"a label": {"metrics": ["AUC"], "valid_metric": "AUC"}}  # beside GIVEN
 HEAD = """\
 # RecBole's models
@@ -127,7 +128,7 @@ def try_model(name, data_path, options):
     Raises:
         Exception: whatever a run that is neither works nor refuses raises; TimeoutError after SECONDS.
     """
-    options = {**BASE, "data_path": str(data_path), **options}
+    options = {**BASE, **SMALL.get(name, {}), "data_path": str(data_path), **options}
     before = set(Path("saved").glob("*"))
     with _limit(SECONDS), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

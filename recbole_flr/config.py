@@ -104,7 +104,8 @@ class Config(recbole.config.Config):
         self._texts = {name: value for name, value in (config_dict or {}).items() if isinstance(value, str)}
         try:
             super().__init__(model, dataset, config_file_list, config_dict)
-        except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError, NotImplementedError,
+                RuntimeError) as error:
             raise ConfigError(str(error.args[0] if error.args else error)) from error
         negatives = self["train_neg_sample_args"]["distribution"]
         if self["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and negatives == "none":

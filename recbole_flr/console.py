@@ -9,6 +9,7 @@ import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from colorama.ansitowin32 import StreamWrapper
 from recbole.utils import init_logger
 
 from recbole_flr.errors import printable
@@ -30,8 +31,11 @@ def open_log(config):
         with suppress(OSError):  # what a full disk refused stays refused
             handler.close()
     others, root.handlers = root.handlers, []
+    streams = sys.stdout, sys.stderr
     with writing("log"):
         init_logger(config)
+    if isinstance(streams[1], StreamWrapper):  # each call wraps them once more, and a thousand wrappers are too deep a stack
+        sys.stdout, sys.stderr = streams
     _handlers[:] = root.handlers
     root.handlers = others + root.handlers
     for handler in _handlers:

@@ -16,7 +16,7 @@ from recbole_flr.protocol import WITHOUT_CUTOFF
 
 FEATURE_MODELS = ("FDSA", "GRU4RecF", "SASRecF")  # sequential models that read features of the items
 CPR_MODELS = ("GRU4RecCPR", "SASRecCPR")
-PACKAGES = {"KGAT": "dgl"}  # model -> package that it imports late
+PACKAGES = {"KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter", "NCL": "faiss"}  # model -> package that it imports late
 PRETRAINED = {  # model -> (field that is loaded, what it holds)
     "GRU4RecKG": {"ent_id": "vectors of the entities"},
     "KSR": {"ent_id": "vectors of the entities", "rel_id": "vectors of the relations"},
@@ -56,7 +56,9 @@ def check_needs(config):
     """
     model = config["model"]
     if model in PACKAGES and importlib.util.find_spec(PACKAGES[model]) is None:
-        raise ConfigError(f"model: {model} needs the package {PACKAGES[model]}, which is not installed")
+        raise ConfigError(f"model: {model} needs the package {PACKAGES[model]}, which is not installed; install it (pip calls faiss faiss-cpu)"
+                          if PACKAGES[model] == "faiss" else f"model: {model} needs the package {PACKAGES[model]}, which is not installed; "
+                          "install it")
     if model in STAGED_BY_PICKLES:
         raise ConfigError(f"model: {model} is trained in stages that hand on pickles, which recbole_flr never reads or writes; "
                           "train it with RecBole itself")
@@ -157,6 +159,9 @@ def check_sizes(config, dataset):
     ranked = [name for name in _as_list(config["metrics"]) if name.lower() not in WITHOUT_CUTOFF]
     if ranked and longest > items:
         raise ConfigError(f"topk: found {longest}, expected at most {items}, the number of items of {config['dataset']!r}")
+    fewest = min(items, dataset.user_num - 1)
+    if config["model"] == "NCL" and config["num_clusters"] > fewest:
+        raise ConfigError(f"num_clusters: found {config['num_clusters']}, expected at most {fewest}, the number of items or users")
     if config["model"] in CPR_MODELS:
         most = max(int(number) for number in str(config["reranker_CAN_NUM"]).split(","))
         if most > items:

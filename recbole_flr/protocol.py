@@ -16,10 +16,17 @@ TITLE_METRICS = ["title_hit", "title_ndcg"]
 EVAL_ARGS = ("split", "order", "group_by", "mode")
 PARTS = 3  # train, valid, test
 SHARE = "float in [0, 1)"  # of a dropout: with 1 nothing is left
-RANGES = {  # RecBole's options whose yaml files say the type only -> allowed values
+RANGES = {  # RecBole's options whose default does not tell what is allowed -> allowed values, as RecBole documents them
     "epochs": "int >= 0", "train_batch_size": "int >= 1", "eval_batch_size": "int >= 1", "learning_rate": "float > 0",
     "eval_step": "int >= 0", "stopping_step": "int >= 0", "weight_decay": "float >= 0", "worker": "int >= 0",
     "loss_decimal_place": "int in [0, 16]", "metric_decimal_place": "int in [0, 16]",
+    "clip_grad_norm": "dict or null", "transform": "mask_itemseq | inverse_itemseq | crop_itemseq | reorder_itemseq | user_defined | null",
+    "seq_len": "dict or null", "threshold": "dict or null", "unload_col": "dict or null", "unused_col": "dict or null",
+    "numerical_features": "list", "additional_feat_suffix": "list or str or null", "rm_dup_inter": "first | last | null",
+    "val_interval": "dict or null", "alias_of_user_id": "list or null", "alias_of_item_id": "list or null",
+    "alias_of_entity_id": "list or null", "alias_of_relation_id": "list or null", "preload_weight": "dict or null",
+    "normalize_field": "list or null", "normalize_all": "bool or null", "discretization": "dict or null", "fields": "dict or null",
+    "selected_features": "list", "load_col": "dict or null or auto", "benchmark_filename": "list or null",
     "hidden_dropout_prob": SHARE, "attn_dropout_prob": SHARE, "dropout_prob": SHARE,
 }
 
@@ -35,7 +42,9 @@ def check_ranges(options):
     """
     for name, allowed in RANGES.items():
         value = options.get(name)
-        if value is not None and not isinstance(value, (list, tuple)) and not accepts(allowed, value):
+        if name not in options or (name.endswith("_prob") and isinstance(value, (list, tuple))):
+            continue
+        if not accepts(allowed, value):
             raise ConfigError(f"{name}: found {value!r}, expected {allowed}")
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
+from logging import getLogger
 from pathlib import Path
 
 import recbole.utils
@@ -12,7 +13,7 @@ import torch
 from scipy.sparse import dok_matrix
 
 from recbole_flr.contracts import Recommender
-from recbole_flr.errors import ConfigError, enough_memory, nearest
+from recbole_flr.errors import ConfigError, enough_memory, first_line, nearest
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,20 @@ def old_scipy():
             del dok_matrix._update
 
 
+@contextmanager
+def _one_line(name):
+    """Inside the block, an error of RecBole's own models about their options is a ConfigError. The log has its traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError, NotImplementedError, OverflowError,
+            ZeroDivisionError) as error:
+        if name in MODELS:
+            raise
+        getLogger().debug(f"{name} cannot be built", exc_info=True)
+        raise ConfigError(f"model: {name} cannot be built with these options and data ({type(error).__name__}: {first_line(error)})"
+                          ) from error
+
+
 def build_model(config, dataset):
     """Build the model that `config` names, on its device.
 
@@ -108,7 +123,7 @@ def build_model(config, dataset):
         ConfigError: as :func:`get_model`, and if the model asks for more memory than there is.
     """
     model_class = get_model(config["model"])
-    with old_scipy(), enough_memory("the model"):
+    with old_scipy(), enough_memory("the model"), _one_line(config["model"]):
         model = model_class(config, dataset)
         if config["model"] == "KSR":  # RecBole leaves this matrix in float64, and then multiplies it with float32
             model.relation_Matrix = model.relation_Matrix.float()

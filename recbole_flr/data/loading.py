@@ -20,7 +20,7 @@ from recbole.data.dataset import dataset as recbole_dataset
 from recbole.utils import ModelType
 
 from recbole_flr.data.atomic import header, read_columns, unescape
-from recbole_flr.errors import DataError
+from recbole_flr.errors import DataError, first_line
 
 TITLE_FIELDS = ("title", "movie_title", "name", "item_name", "product_name")  # columns tried if TITLE_FIELD is null
 SUFFIX_FIELDS = ("brand", "artist", "author", "release_year", "year")  # columns tried if DUPLICATE_FIELD is null
@@ -144,11 +144,8 @@ def load_dataset(config, create=True):
     aliases = config["alias_of_item_id"] or []
     if histories and history_field(config) not in aliases:
         config["alias_of_item_id"] = [*aliases, history_field(config)]
-    try:
-        with verbatim_reader():
-            dataset = create_dataset(config)
-    except (ValueError, KeyError) as error:
-        raise DataError(f"data set {config['dataset']!r} in {config['data_path']}: {error}") from error
+    with verbatim_reader(), _one_line(config):
+        dataset = create_dataset(config)
     if histories:
         limit, longest = config["MAX_ITEM_LIST_LENGTH"], dataset.field2seqlen[history_field(config)]
         if longest > limit:
@@ -170,8 +167,26 @@ def fingerprint(dataset):
 
 
 def split(config, dataset):
-    """RecBole's train, valid and test loaders."""
-    return data_preparation(config, dataset)
+    """RecBole's train, valid and test loaders.
+
+    Raises:
+        DataError: the options or the data are not what RecBole can split.
+    """
+    with _one_line(config):
+        return data_preparation(config, dataset)
+
+
+@contextmanager
+def _one_line(config):
+    """Inside the block, an error of RecBole's about files or options is a DataError. The log has its traceback."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, NotImplementedError, RuntimeError,
+            OverflowError, ZeroDivisionError) as error:
+        getLogger().debug("RecBole cannot read or split the data set", exc_info=True)
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise DataError(f"data set {config['dataset']!r} in {config['data_path']}: RecBole cannot read or split it with these options "
+                        f"({kind}{first_line(error)})") from error
 
 
 def item_file(config):

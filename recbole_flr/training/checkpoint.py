@@ -22,6 +22,7 @@ from recbole_flr.errors import CheckpointError, first_line
 from recbole_flr.files import disk_error, new_file
 from recbole_flr.training.header import Header, Options, Weights, check_header
 
+REBUILT = {"ripple_set"}  # RippleNet draws it in its constructor, with the run's seed
 BEST, LAST, CONFIG = "best.safetensors", "last.safetensors", "run.json"
 
 
@@ -191,8 +192,8 @@ def pack_other(other):
     """
     tensors, meta = {}, {}
     for name, value in other.items():
-        if isinstance(value, torch.nn.Module):
-            continue  # a part of the model, whose weights are saved with the model's
+        if isinstance(value, torch.nn.Module) or name in REBUILT:
+            continue  # the weights of a part of the model are saved with the model's
         if isinstance(value, torch.Tensor):
             tensors[f"other.{name}"], meta[name] = value, "tensor"
         elif isinstance(value, np.ndarray):
