@@ -37,6 +37,8 @@ def check_folder(folder, option):
     """
     try:
         path = Path(folder).absolute()
+        if "\0" in str(path):
+            raise ValueError("it holds a NUL")
         while not path.exists() and path != path.parent:
             path = path.parent
         is_folder = path.is_dir()
@@ -75,6 +77,8 @@ def check_run(path, option):
         if place.is_file() and place.suffix != ".safetensors":
             raise CheckpointError(f"{option}: found the file {path}, expected the folder of a run, such as saved/FLR-movies-..., or "
                                   "a .safetensors file in it")
-        place.exists()
+        os.stat(place)
+    except (FileNotFoundError, NotADirectoryError):  # whoever reads it says so
+        pass
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{option}: found {str(path)!r}, which cannot be a path ({first_line(error)})") from error
