@@ -26,15 +26,15 @@ from pathlib import Path
 from benchmarks.harness import parser, surroundings, write_json
 from benchmarks.recbole_models import write_dataset
 
-SMALL = ["--dataset=every", "--show_progress=False", "--epochs=4", "--train_batch_size=64", "--eval_batch_size=64", "--use_gpu=False"]
-TINY_LM = ["--compact_vocab_size=320", "--compact_hidden_size=16", "--compact_heads=2", "--compact_layers=1", "--warmup_epochs=4",
-           "--pack_length=64", "--grpo_epochs=3", "--group_size=3", "--grpo_stopping_step=5", "--num_beams=10"]
+SMALL = ["--dataset=every", "--show_progress=False", "--epochs=3", "--train_batch_size=32", "--eval_batch_size=64", "--use_gpu=False"]
+TINY_LM = ["--compact_vocab_size=320", "--compact_hidden_size=16", "--compact_heads=2", "--compact_layers=1", "--warmup_epochs=3",
+           "--pack_length=64", "--grpo_epochs=2", "--group_size=3", "--grpo_stopping_step=5", "--num_beams=10"]
 RUNS = {  # what is killed -> the options of the run, and the line of its log with which the moments of the kills begin
     "FLR, warmup": (["--model=FLR", *TINY_LM, *SMALL], ": warmup"),
     "FLR, sft": (["--model=FLR", *TINY_LM, *SMALL], ": sft"),
     "FLR, grpo": (["--model=FLR", *TINY_LM, *SMALL], ": grpo"),
     "FLRMix, sft": (["--model=FLRMix", "--hidden_size=16", "--num_factors=2", *SMALL], ": sft"),
-    "SASRec": (["--model=SASRec", *(word.replace("epochs=4", "epochs=15") for word in SMALL)], "trained parameters"),
+    "SASRec": (["--model=SASRec", *(word.replace("epochs=3", "epochs=15") for word in SMALL)], "trained parameters"),
 }
 CONVERTER = "converter"
 
@@ -199,7 +199,7 @@ def main(arguments=None):
     torch.set_num_threads(1)
     rng, results = random.Random(given.seed), {}
     with tempfile.TemporaryDirectory() as folder:
-        data = write_dataset(Path(folder) / "data")
+        data = write_dataset(Path(folder) / "data", users=16, items=40)
         for what in given.what or [*RUNS, CONVERTER]:
             root = Path(folder) / str(len(results))
             root.mkdir()
