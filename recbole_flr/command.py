@@ -132,13 +132,14 @@ def recommend_main(arguments=None):
     parser.add_argument("--history", required=True, nargs="+", help="titles or item ids, oldest first")
     parser.add_argument("--k", type=int, default=10, help="how many items")
     parser.add_argument("--data_path", help="where the data sets are, if not where they were at training")
+    parser.add_argument("--as-text", action="store_true", help="read an unknown title as text (models that read titles)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     changes = {"state": "ERROR", "show_progress": False, **({"data_path": given.data_path} if given.data_path else {})}
     with one_line("recommend") as status:
         from recbole_flr.recommendation import recommend
 
-        answer = recommend(given.checkpoint, given.history, given.k, changes)
+        answer = recommend(given.checkpoint, given.history, given.k, changes, **({"as_text": True} if given.as_text else {}))
         print(_as_json(answer) if given.json else _as_text(answer))
     return status.code
 

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from contextlib import nullcontext
 from difflib import SequenceMatcher
 from math import log
 
@@ -14,9 +15,14 @@ from recbole_flr.errors import ConfigError, DataError
 from recbole_flr.quick_start import load_data_and_model
 
 
-def resolve_items(dataset, catalog, history):
+def resolve_items(dataset, catalog, history, unknown=None):
     """Titles or item ids -> internal item ids. A text that is both counts as an id; a title of several items stands for the most
     popular one.
+
+    Args:
+        dataset, catalog: of the model.
+        history: titles or item ids.
+        unknown: a list that gets the unknown entries, which then have the ids n_items, n_items + 1, ...; None refuses them.
 
     Raises:
         DataError: for an unknown entry; it names the nearest titles.
@@ -27,10 +33,13 @@ def resolve_items(dataset, catalog, history):
     items = []
     for entry in history:
         item = by_token.get(str(entry)) or by_text.get(str(entry))
+        if not item and unknown is not None:
+            unknown.append(str(entry))
+            item = len(catalog) + len(unknown) - 1
         if not item:
             near = ", ".join(map(repr, nearest_titles(str(entry), catalog.titles[1:])))
             raise DataError(f"history: found {str(entry)!r}, which is neither an item id nor a title of the catalogue; the nearest "
-                            f"titles are {near}")
+                            f"titles are {near}. A model that reads titles can read it as text: --as-text")
         items.append(item)
     return items
 
@@ -79,7 +88,7 @@ def _read_catalog(config, dataset):
 
 
 @torch.no_grad()
-def recommend(checkpoint, history, k=10, config_dict=None):
+def recommend(checkpoint, history, k=10, config_dict=None, as_text=False):
     """Recommend the next items, and say what the model looked at.
 
     Args:
@@ -87,6 +96,8 @@ def recommend(checkpoint, history, k=10, config_dict=None):
         history: titles or item ids, oldest first; the latest MAX_ITEM_LIST_LENGTH count.
         k: how many items. A model that writes titles with beams reaches at most as many as there are beams.
         config_dict: options to change when loading.
+        as_text: whether an entry that is neither an item id nor a title is read as text, by a model that reads titles. Otherwise it is
+            refused.
 
     Returns:
         dict with ``items``: [{item, title, score}], best first, where score is the title's log-probability (models that write no
@@ -98,7 +109,7 @@ def recommend(checkpoint, history, k=10, config_dict=None):
 
     Raises:
         DataError: for an empty history or an unknown item.
-        ConfigError: if k is below 1, or more than there are beams or items.
+        ConfigError: if k is below 1, or more than there are beams or items; or as_text is asked of a model that reads no text.
     """
     loaded = checkpoint if isinstance(checkpoint, tuple) else load_data_and_model(checkpoint, config_dict)
     config, model, dataset, train_data = loaded[:4]
@@ -112,7 +123,14 @@ def recommend(checkpoint, history, k=10, config_dict=None):
         raise ConfigError(f"k: found {k}, expected 1 to {most} (num_beams and the catalogue bound it)")
     if not history:
         raise DataError("history: found none, expected at least one title or item id")
-    items = resolve_items(dataset, catalog, history)[-config["MAX_ITEM_LIST_LENGTH"]:]
+    unknown = []
+    items = resolve_items(dataset, catalog, history, unknown if as_text else None)[-config["MAX_ITEM_LIST_LENGTH"]:]
+    with model.reading(unknown) if unknown else nullcontext():
+        return _answer(config, model, dataset, catalog, items, unknown, k)
+
+
+def _answer(config, model, dataset, catalog, items, unknown, k):
+    """The dict of :func:`recommend`, for item ids; those from n_items on stand for the texts in `unknown`."""
     padded = items + [0] * (config["MAX_ITEM_LIST_LENGTH"] - len(items))
     interaction = Interaction({
         model.ITEM_SEQ: torch.tensor([padded]), model.ITEM_SEQ_LEN: torch.tensor([len(items)]),
@@ -123,6 +141,8 @@ def recommend(checkpoint, history, k=10, config_dict=None):
     best = scores.topk(k)
 
     def name(item):
+        if item >= len(catalog):
+            return {"item": None, "title": unknown[item - len(catalog)]}
         return {"item": str(dataset.field2id_token[dataset.iid_field][item]), "title": catalog.titles[item]}
 
     answer = {"items": [{**name(item), "score": score} for item, score in

@@ -142,7 +142,7 @@ def fuzz(trained, session_data, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no alarm")
 def test_a_few_random_changes(fuzz, capsys):
     changes = fuzz(7)
-    for number in range(int(os.environ.get("FUZZ_CHANGES", 150))):
+    for number in range(int(os.environ.get("FUZZ_CHANGES", 120))):
         changes.change(number, capsys)
     assert len(changes.outcomes) >= 5 and min(changes.outcomes.values()) >= 2  # each kind of change is refused and also accepted
 

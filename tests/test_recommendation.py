@@ -5,6 +5,7 @@ import random
 import pytest
 
 import recbole_flr
+from recbole_flr.errors import ConfigError, DataError
 from recbole_flr.recommendation import nearest_titles
 
 SHOP = ["Harbour Serving Plate", "Harbour Dinner Plate", "Oak Serving Board", "Blue Tea Cup", "Blue Coffee Cup", "Red Wine Glass"]
@@ -53,3 +54,35 @@ def test_attention_and_rest_add_up_to_one(trained, model):
     for factor in answer["factors"]:
         assert sum(entry["attention"] for entry in factor["history"]) + factor["rest"] == pytest.approx(1, abs=1e-4)
         assert factor["rest"] >= 0
+
+
+def test_an_unknown_title_is_read_as_text(trained):
+    """A text that is equal to a title is read as that title: the answer is the same, and so is the attention."""
+    folder, _ = trained("FLR")
+    loaded = recbole_flr.load_data_and_model(folder)
+    model, catalog = loaded[1], loaded[1].catalog
+    known = recbole_flr.recommend(loaded, ["Paint", "Dragon Fire"], k=3)
+    before = model.collator
+    with model.reading(["Paint", "Dragon Fire"]):
+        from recbole_flr.recommendation import _answer
+
+        ids = [len(catalog), len(catalog) + 1]
+        read = _answer(loaded[0], model, loaded[2], catalog, ids, ["Paint", "Dragon Fire"], 3)
+    assert model.collator is before
+    assert [entry["item"] for entry in read["items"]] == [entry["item"] for entry in known["items"]]
+    assert [entry["score"] for entry in read["items"]] == pytest.approx([entry["score"] for entry in known["items"]], abs=1e-5)
+    answer = recbole_flr.recommend(loaded, ["Robot", "A Robot made of Paint"], k=3, as_text=True)
+    assert len(answer["items"]) == 3 and all(entry["item"] for entry in answer["items"])
+    looked = {entry["title"]: entry["item"] for entry in answer["factors"][0]["history"]}
+    assert looked["A Robot made of Paint"] is None and looked["Robot"]
+    other = recbole_flr.recommend(loaded, ["Robot", "Tiny Train Track Farm"], k=3, as_text=True)
+    assert other["factors"][0]["history"] != answer["factors"][0]["history"]
+
+
+@pytest.mark.parametrize("model", ["SASRec", "FLRMix"])
+def test_a_model_of_ids_cannot_read_a_text(trained, model):
+    folder, _ = trained(model)
+    with pytest.raises(ConfigError, match=f"as_text: {model} reads item ids.*expected a model that reads titles"):
+        recbole_flr.recommend(folder, ["A Robot made of Paint"], k=3, as_text=True)
+    with pytest.raises(DataError, match="nearest titles are .*--as-text"):
+        recbole_flr.recommend(folder, ["A Robot made of Paint"], k=3)

@@ -5,6 +5,8 @@ A subclass says which module makes its thought (or what stands in its place) and
 Shapes: B batch, L prompt tokens, T title tokens (with the end of title), G thoughts of a prompt, D width, V vocabulary.
 """
 
+from contextlib import contextmanager
+
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
@@ -18,6 +20,7 @@ from recbole_flr.errors import ConfigError
 from recbole_flr.model.backbone import build_backbone
 from recbole_flr.model.reasoner import Thought, read_prompt
 from recbole_flr.model.tree import TreeDecoder
+from recbole_flr.ragged import RaggedRows
 from recbole_flr.training.supervised import Supervised
 from recbole_flr.training.warmup import WarmUp
 
@@ -53,8 +56,8 @@ class Writer(SequentialRecommender, Recommender):
             self.unsaved_parameters = frozenset(name for name, p in named if not p.requires_grad)
         titles = self.catalog.tokenize(self.backbone, config["max_title_tokens"])
         name = config["prompt"] or ("paper" if self.backbone.pretrained else "compact")
-        template = Template.named(name, config["item_noun"])
-        self.collator = Collator(titles, template.chunks(self.backbone, titles), self.backbone.pad_id).to(self.device)
+        self.template, self.max_title_tokens = Template.named(name, config["item_noun"]), config["max_title_tokens"]
+        self.collator = Collator(titles, self.template.chunks(self.backbone, titles), self.backbone.pad_id).to(self.device)
         items = torch.from_numpy(self.catalog.by_popularity())
         self.trie = Trie.build(titles.take(items), items.numpy()).to(self.device)
         self.num_beams, self.score = config["num_beams"], config["score"]
@@ -247,6 +250,18 @@ class Writer(SequentialRecommender, Recommender):
     def best_scores(self, interaction, k):
         """Decoding fewer texts is faster."""
         return self.full_sort_predict(interaction, top=k)
+
+    @contextmanager
+    def reading(self, texts):
+        """See :meth:`recbole_flr.contracts.Recommender.reading`. A text is read as the title of an item would be."""
+        before = self.collator
+        rows = RaggedRows.of([tokens[:self.max_title_tokens] + [self.backbone.end_id] for tokens in self.backbone.encode(texts)])
+        titles = RaggedRows.joined([before.titles.to("cpu"), rows])
+        self.collator = Collator(titles, self.template.chunks(self.backbone, titles), before.pad).to(self.device)
+        try:
+            yield
+        finally:
+            self.collator = before
 
     def save_files(self, folder):
         """The tokenizer."""
