@@ -1,5 +1,6 @@
 """Checks a raw file while DuckDB reads it: whether it is whole, how many lines it has, and its SHA-256."""
 
+import codecs
 import hashlib
 import os
 import sys
@@ -26,6 +27,7 @@ class Check(threading.Thread):
         ends_open: whether anything but white space follows the last line feed.
         quotes: number of quote characters, for CSV and TSV with a quote.
         ends_quoted: whether the file ends inside a quoted field, for CSV and TSV with a quote.
+        not_utf8: (line, byte) of the first byte that is not UTF-8, the line counted from 1; None if there is none. For text files.
         steps: line feeds in the first 0, 1, 2, ... times `STEP` bytes, for files that are not compressed.
     """
 
@@ -34,6 +36,7 @@ class Check(threading.Thread):
     def __init__(self, source):
         super().__init__(daemon=True)
         self.source, self.line_ends, self.ends_open, self.steps = source, 0, False, [0]
+        self.not_utf8, self._decoder = None, codecs.getincrementaldecoder("utf-8")()
         self._quotes = _Quotes(source) if source.format in ("csv", "tsv") and source.quote else None
         self._counted, self._digest, self._error, self._version = threading.Event(), hashlib.sha256(), None, None
         self.start()
@@ -79,6 +82,8 @@ class Check(threading.Thread):
     def _count(self, data):
         values = np.frombuffer(data, np.uint8)  # numpy counts several times as fast as bytes.count
         ends = int(np.count_nonzero(values == _LINE_FEED))
+        if self.not_utf8 is None and self.source.format != "parquet":
+            self._look_at_encoding(data)
         self.line_ends += ends
         rest = data[data.rfind(b"\n") + 1 :] if ends else data
         self.ends_open = bool(rest.strip()) or (self.ends_open and not ends)
@@ -86,6 +91,14 @@ class Check(threading.Thread):
             self.steps.append(self.line_ends)
         if self._quotes:
             self._quotes.add(values)
+
+    def _look_at_encoding(self, data):
+        if data.isascii() and not self._decoder.getstate()[0]:  # nothing of the last block waits for its end
+            return
+        try:
+            self._decoder.decode(data)
+        except UnicodeDecodeError as error:
+            self.not_utf8 = self.line_ends + error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
 
     def finish(self):
         """Waits for the first pass and returns this object.

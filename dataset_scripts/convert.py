@@ -31,22 +31,25 @@ of work, so that the published splits come out row by row. Other files have no w
 The output is written only if the whole conversion succeeds.
 """
 
+import codecs
 import io
 import json
 import logging
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from dataset_scripts import amazon
 from dataset_scripts.database import Database
+from dataset_scripts.encodings import check_encoding, in_utf8
 from dataset_scripts.options import check_files, check_options, check_roles, check_texts, moment, parser
 from dataset_scripts.output import PARTS, write_set
-from dataset_scripts.report import print_report
+from dataset_scripts.report import print_counts, print_report
 from dataset_scripts.roles import ITEM_ROLES, REVIEW_ROLES, ROLES, check_columns
 from dataset_scripts.sources import FORMATS, listed, recognise
 from dataset_scripts.sql import literal
-from dataset_scripts.tables import keep_reviews, load_items, load_reviews
+from dataset_scripts.tables import encoding_hint, keep_reviews, load_items, load_reviews
 from dataset_scripts.writing import write_lines
 from recbole_flr.data.atomic import staged
 from recbole_flr.errors import ConfigError, DataError, FLRError
@@ -56,7 +59,7 @@ _NOT_REPORTED = ("reviews", "meta", "out", "show_progress", "memory_limit")  # p
 
 
 def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_columns=None, format="auto", meta_format="auto",
-            delimiter=None, quote='"', time_unit="auto", time_format=None, start="default", end="default", k=5,
+            delimiter=None, quote='"', encoding="utf-8", time_unit="auto", time_format=None, start="default", end="default", k=5,
             min_items=None, step_months=3, max_history=10, ratios=(0.8, 0.1, 0.1), split="ratio", min_rating=None,
             drop_repeats=False, max_title_words=20, min_title_chars=2, drop_markup_titles=False, memory_limit="200MB",
             show_progress=False):  # fmt: skip
@@ -80,6 +83,7 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
             are not Amazon's.
         meta_columns (dict): role (item, title, brand, category, price) -> column of `meta`. Default: as in `columns`.
         format, meta_format: amazon-2018, amazon-2023, jsonl, csv, tsv, parquet, or auto.
+        encoding: of the text files. Another one than UTF-8 costs a copy in UTF-8, next to the output while the conversion runs.
         delimiter, quote: for CSV and TSV. An empty `quote`: fields are never quoted.
         time_unit: s, ms, us, ns, or auto: by the size of each number.
         time_format: strptime format of times, instead of numbers and ISO dates.
@@ -102,7 +106,8 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
         dict: what was read, dropped and written, as in the report; see `dataset_scripts.report`.
 
     Raises:
-        DataError: a file cannot be read or written, has no valid line, or leaves too little.
+        DataError: a file cannot be read or written, has no valid line, or leaves too little. Its attribute `report` is a dict with
+            the counts up to there.
         ConfigError: an option has an impossible value.
     """
     given = {option: value for option, value in locals().items() if option not in _NOT_REPORTED}
@@ -115,32 +120,41 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
                   max_title_words, min_title_chars)  # fmt: skip
     folder = Path(out) / name
     check_files(reviews, meta, [folder / f"{name}.{kind}" for kind in KINDS])
-    log, items = _sources(reviews, meta, columns, meta_columns, format, meta_format, delimiter, quote)
-    if min_rating is not None and "rating" not in log[1]:
-        raise ConfigError(f"min_rating is {min_rating}, but columns has no rating; add rating=COLUMN")
-    for source, roles in (log, items):
-        check_columns(source, roles)
-
+    check_encoding(encoding)
+    report = {}
     try:
-        with staged(folder) as temporary, Database(temporary / "spill", memory_limit) as database:
+        with staged(folder) as temporary, Database(temporary / "spill", memory_limit) as database, ExitStack() as copies:
+            originals = {}
+            if codecs.lookup(encoding).name != "utf-8":
+                reviews, meta = (copies.enter_context(in_utf8(path, temporary / "utf8", encoding, originals))
+                                 for path in (reviews, meta))
+            log, items = _sources(reviews, meta, columns, meta_columns, format, meta_format, delimiter, quote)
+            if min_rating is not None and "rating" not in log[1]:
+                raise ConfigError(f"min_rating is {min_rating}, but columns has no rating; add rating=COLUMN")
+            for source, roles in (log, items):
+                check_columns(source, roles)
             _check_time_format(database, time_format)
             title_rule = {"max_words": max_title_words, "min_chars": min_title_chars, "drop_markup": drop_markup_titles}
-            of_items, meta_check = load_items(database, *items, title_rule, show_progress)
+            meta_check = load_items(database, report, *items, title_rule, show_progress)
             of_reviews = {"unit": time_unit, "format": time_format, "min_rating": min_rating}
-            report, log_check = load_reviews(database, *log, of_reviews, show_progress)
-            report.update(of_items, inputs=None)
+            log_check = load_reviews(database, report, *log, of_reviews, show_progress)
+            report["inputs"] = None
             window = (start, end, k, min_items, step_months, drop_repeats)
             kept = keep_reviews(database, report, *window, with_rating="rating" in log[1])
             write_set(database, report, kept, temporary, name, max_history, split, ratios)
-            report["inputs"] = _digests(log_check, meta_check)
+            report["inputs"] = {**_digests(log_check, meta_check), **originals}
             given.update(start=report["start"], end=report["end"], min_items=min_items, ratios=list(ratios))
             report.update(options=given, folder=str(folder))
             written = {**report, "folder": name}  # so that the report does not depend on the place
             write_lines(temporary / f"{name}.report.json", json.dumps(written, ensure_ascii=False, indent=1).split("\n"))
-            shutil.rmtree(temporary / "spill", ignore_errors=True)
+            for made in ("spill", "utf8"):
+                shutil.rmtree(temporary / made, ignore_errors=True)
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}; nothing was changed. Choose another --out, or "
                         "free space there") from error  # fmt: skip
+    except DataError as error:
+        error.report = report
+        raise
     return report
 
 
@@ -196,7 +210,7 @@ def _digests(*checks):
 
 
 def main(argv=None):
-    """The command line. Returns the exit status: 0, or 2 after a one-line error about an input or an option."""
+    """The command line. Returns the exit status: 0, 2 after a one-line error about an input or an option, 130 after Ctrl-C."""
     options = vars(parser(__doc__).parse_args(argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name may hold characters that the terminal's encoding lacks
@@ -205,9 +219,16 @@ def main(argv=None):
         reviews, name, out = (options.pop(option) for option in ("reviews", "name", "out"))
         report = convert(reviews, name, out, show_progress=sys.stderr.isatty(), **options)
     except FLRError as error:
+        if isinstance(error, DataError):
+            print_counts(vars(error).get("report", {}), sys.stderr)
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nerror: interrupted; nothing was written", file=sys.stderr)
+        return 130
     print_report(report)
+    if hint := encoding_hint(report):
+        print(f"warning{hint.replace(';', ':', 1)}", file=sys.stderr)
     return 0
 
 

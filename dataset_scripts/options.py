@@ -2,13 +2,13 @@
 
 import argparse
 import math
-import re
 from datetime import datetime, timezone
 from pathlib import Path
 
 from dataset_scripts import amazon, rules
 from dataset_scripts.sources import FORMATS
 from recbole_flr.errors import ConfigError
+from recbole_flr.paths import check_name
 
 SPLITS = ("ratio", "leave-one-out")
 
@@ -36,6 +36,7 @@ def parser(description):
     add("--meta-format", default="auto", choices=formats, help="format of --meta (default: recognised by its content)")
     add("--delimiter", help="delimiter of a CSV file (default: whichever of , ; | and tab is most frequent in the first line)")
     add("--quote", default='"', help="character that quotes a field of CSV or TSV; '' if fields are never quoted (default: \")")
+    add("--encoding", default="utf-8", help="encoding of the text files, such as latin-1 or cp1252 (default: utf-8)")
     add("--time-unit", default="auto", choices=("auto", *rules.UNITS), help="unit of times that are numbers (default: by size)")
     add("--time-format", help="strptime format of times, such as %%Y%%m%%d (default: numbers or ISO dates)")
     kept = command.add_argument_group("which reviews are kept")
@@ -68,15 +69,22 @@ def _pairs(text):
     pairs = dict(part.partition("=")[::2] for part in text.split(",") if part)
     if not pairs or not all(pairs.values()):
         raise argparse.ArgumentTypeError(f"found {text!r}; expected ROLE=COLUMN,ROLE=COLUMN")
+    roles = [part.partition("=")[0] for part in text.split(",") if part]
+    twice = next((role for role in pairs if roles.count(role) > 1), None)
+    if twice is not None:
+        raise argparse.ArgumentTypeError(f"found {twice!r} {roles.count(twice)} times in {text!r}; expected each role once")
     return pairs
 
 
 def _shares(text):
     """The value of `--ratios`."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        shares = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"found {text!r}; expected three numbers such as 0.8,0.1,0.1") from None
+    if 0 in shares:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected three shares above 0: a run needs rows of train, valid and test")
+    return shares
 
 
 # ---- values ------------------------------------------------------------------------------------------------------------
@@ -115,8 +123,7 @@ def check_files(reviews, meta, outputs):
 def check_options(name, start, end, k, min_items, step_months, max_history, ratios, split, time_unit, min_rating,
                   max_title_words, min_title_chars):  # fmt: skip
     """Raises a ConfigError for the first option with an impossible value. `start` and `end` as `moment` gives them."""
-    if not name or name in (".", "..") or re.search(r"[/\\\s\0]", name):
-        raise ConfigError(f"name is {name!r}; expected a file name without blanks and slashes")
+    check_name(name, "name")
     if start and end and start > end:
         raise ConfigError(f"the start {rules.iso(start)} is later than the end {rules.iso(end)}; exchange or change them")
     if min(k, step_months, max_history) < 1 or min_items < 0:

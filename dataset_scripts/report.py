@@ -12,6 +12,8 @@ Every line of the log is counted once, so these counts add up to `lines`:
 
 from tabulate import tabulate
 
+from recbole_flr.errors import printable
+
 _DROPPED = {
     "malformed": "malformed", "bad_ids": "id that reads as a missing value",
     "bad_times": "time not positive or in the future", "without_title": "item without usable title",
@@ -22,28 +24,46 @@ _DROPPED = {
 
 def print_report(report):
     """Prints a report; `report` is the dict that `dataset_scripts.convert.convert` returns."""
-    rows = [("lines", report["lines"], "")]
-    notes = {
-        "malformed": "first in lines " + ", ".join(map(str, report["malformed_lines"])) if report["malformed"] else "",
-        "below_k": "by round: " + ", ".join(map(str, report["k_core_rounds"])) if report["k_core_rounds"] else "",
-        "outside_window": f"{report['start']} to {report['end']}",
-        "bad_times": "units: " + ", ".join(f"{unit} {count:,}" for unit, count in report["time_units"].items()),
-    }
-    titled = f"{report['titled']:,} items with a title"
-    rows += [("- " + label, report[key], notes.get(key, "")) for key, label in _DROPPED.items()]
-    rows += [
-        ("= kept", report["kept"], f"{report['first']} to {report['last']}"),
-        ("users", report["users"], ""),
-        ("items", report["items"], f"{report['items_sharing_title']:,} share a title; {report['distinct_titles']:,} titles"),
-        ("ids percent-encoded", report["escaped_ids"], ""),
-        ("density", f"{report['density']:.2e}", ""),
-        *((part, report[part], "rows") for part in ("train", "valid", "test")),
-        ("metadata lines", report["meta"], f"{report['meta_malformed']:,} malformed; {titled}"),
-    ]
-    if len(report["windows"]) > 1:
-        rows += [("window from", start, f"{items:,} items") for start, items in report["windows"]]
-    shown = [(label, f"{value:,}" if isinstance(value, int) else value, note) for label, value, note in rows]
-    print(tabulate(shown, tablefmt="plain", colalign=("left", "right", "left"), disable_numparse=True))
+    print_counts(report)
     for kind in ("inputs", "outputs"):
-        print(tabulate([(kind[:-1], digest, name) for name, digest in report[kind].items()], tablefmt="plain"))
-    print(f"written to {report['folder']}")
+        rows = [(kind[:-1], digest, printable(name)) for name, digest in report[kind].items()]
+        print(tabulate(rows, tablefmt="plain", disable_numparse=True))
+    print(printable(f"written to {report['folder']}"))
+
+
+def print_counts(report, file=None):
+    """Prints the counts of a report as a table. The report of a conversion that was refused has the first of them only.
+
+    Args:
+        report (dict): see `print_report`.
+        file: where the table goes; None: stdout.
+    """
+    notes = {
+        "malformed": _joined(
+            "first in lines " + ", ".join(map(str, report.get("malformed_lines", ()))) if report.get("malformed") else "",
+            f"{report.get('unread_times'):,} with a time that cannot be read" if report.get("unread_times") else ""),
+        "below_k": "by round: " + ", ".join(map(str, report["k_core_rounds"])) if report.get("k_core_rounds") else "",
+        "outside_window": f"{report.get('start')} to {report.get('end')}",
+        "bad_times": "units: " + ", ".join(f"{unit} {count:,}" for unit, count in report.get("time_units", {}).items()),
+    }
+    rows = [("lines", report.get("lines"), "")]
+    rows += [("- " + label, report.get(key), notes.get(key, "")) for key, label in _DROPPED.items()]
+    share = f"{report.get('items_sharing_title', 0):,} share a title; {report.get('distinct_titles', 0):,} titles"
+    rows += [
+        ("= kept", report.get("kept"), f"{report.get('first')} to {report.get('last')}"),
+        ("users", report.get("users"), ""),
+        ("items", report.get("items"), share),
+        ("ids percent-encoded", report.get("escaped_ids"), ""),
+        ("density", f"{report['density']:.2e}" if "density" in report else None, ""),
+        *((part, report.get(part), "rows") for part in ("train", "valid", "test")),
+        ("metadata lines", report.get("meta"), f"{report.get('meta_malformed', 0):,} malformed; {report.get('titled', 0):,} items with a title"),
+    ]
+    if len(report.get("windows", ())) > 1:
+        rows += [("window from", start, f"{items:,} items") for start, items in report["windows"]]
+    shown = [(label, f"{value:,}" if isinstance(value, int) else value, note) for label, value, note in rows if value is not None]
+    if shown:
+        print(tabulate(shown, tablefmt="plain", colalign=("left", "right", "left"), disable_numparse=True), file=file)
+
+
+def _joined(*notes):
+    return "; ".join(filter(None, notes))

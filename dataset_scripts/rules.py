@@ -90,7 +90,8 @@ def microseconds(time, unit="auto", format=None):
 
 
 def review_query(rows, *, with_rating, unit, format, now, min_rating):
-    """SQL of the table of reviews, with the columns state, user, item, rating, time (microseconds) and unit (code).
+    """SQL of the table of reviews, with the columns state, user, item, rating, time (microseconds), unit (code), and unread_time:
+    the beginning of a time that could not be read.
 
     User and item are null in rows that are dropped.
 
@@ -113,11 +114,19 @@ def review_query(rows, *, with_rating, unit, format, now, min_rating):
     state = f"""CASE WHEN nothing OR doubtful THEN {UNREADABLE}
         WHEN {malformed} THEN {MALFORMED} WHEN {reserved} THEN {BAD_ID}
         WHEN time <= 0 OR time > {int(now)} THEN {BAD_TIME} {low} ELSE {OK} END::UTINYINT"""
-    columns = f"""user, item, {time} AS time, {unit} AS unit, try_cast(rating AS DOUBLE) AS rating,
+    columns = f"""user, item, {time} AS time, {unit} AS unit, time AS written, try_cast(rating AS DOUBLE) AS rating,
         doubtful, user IS NULL AND item IS NULL AND time IS NULL AS nothing"""
     well = f"state IN ({OK}, {LOW_RATING})"
     return f"""SELECT state, CASE WHEN {well} THEN user END AS user, CASE WHEN {well} THEN item END AS item,
-        rating, time, unit FROM (SELECT *, {state} AS state FROM (SELECT {columns} FROM {rows}))"""
+        rating, time, unit, CASE WHEN state = {MALFORMED} AND time IS NULL THEN left(written, 40) END AS unread_time FROM (SELECT *, {state} AS state FROM (SELECT {columns} FROM {rows}))"""
+
+
+def compact_dates(table):
+    """SQL of how many usable times of a table, read as seconds, are dates such as 20240301; and one of them."""
+    number = "(time // 1000000)"
+    year, month, day = f"{number} // 10000", f"{number} // 100 % 100", f"{number} % 100"
+    return f"""SELECT count(*), min({number}) FROM {table} WHERE state IN ({OK}, {LOW_RATING}) AND unit = 0 AND time % 1000000 = 0
+        AND {year} BETWEEN 1970 AND 2100 AND {month} BETWEEN 1 AND 12 AND {day} BETWEEN 1 AND 31"""
 
 
 def item_query(rows, **title_rule):
@@ -136,6 +145,18 @@ def item_query(rows, **title_rule):
 # ---- windows and k-core ------------------------------------------------------------------------------------------------
 
 
+class TooLittle(DataError):
+    """Too few reviews remain.
+
+    Attributes:
+        counts (dict): what the rules dropped in the last window, as :func:`slide` returns it.
+    """
+
+    def __init__(self, message, counts):
+        super().__init__(message)
+        self.counts = counts
+
+
 def slide(load, start, end, k, min_items, step_months, drop_repeats):
     """Moves the start back until `min_items` items remain in the k-core.
 
@@ -151,7 +172,7 @@ def slide(load, start, end, k, min_items, step_months, drop_repeats):
         window that was tried) and `start` (of the last window).
 
     Raises:
-        DataError: nothing remains, or fewer than `min_items` items.
+        TooLittle: nothing remains, or fewer than `min_items` items.
     """
     first_start, windows, columns, loaded = start, [], None, None
     last = None if end is None else to_microseconds(end)
@@ -173,16 +194,16 @@ def slide(load, start, end, k, min_items, step_months, drop_repeats):
         n_items = len(np.unique(columns["item"][places]))
         windows.append([iso(start), n_items])
         _log.info("window %s to %s: %d reviews, %d items in the %d-core", iso(start), iso(end), len(places), n_items, k)
+        counts.update(below_k=sum(rounds), k_core_rounds=rounds, windows=windows, start=start)
         if n_items >= max(min_items, 1):
-            counts.update(below_k=sum(rounds), k_core_rounds=rounds, windows=windows, start=start)
             return columns, places, counts
         if not min_items:
             found = f"nothing remains of {counts['inside']} reviews from {iso(start)} to {iso(end)} in the {k}-core"
-            raise DataError(f"{found}; lower --k or widen the window")
+            raise TooLittle(f"{found}; lower --k or widen the window", counts)
         start = None if start is None else months_back(first_start, len(windows) * step_months)
         if start is None or start < OLDEST_START:
             found = f"{n_items} items remain even from {windows[-1][0]}, fewer than the {min_items} wanted"
-            raise DataError(f"{found}; lower --min-items, or keep the start with --no-sliding")
+            raise TooLittle(f"{found}; lower --min-items, or keep the start with --no-sliding", counts)
 
 
 def codes(values):

@@ -6,6 +6,7 @@ The allowed values are written as types or words, separated by `or` or `|`:
 ``int``, ``float``                    a finite number; an int is allowed for a float, a bool is not
 ``int >= 1``, ``float > 0``           a number with a lower bound
 ``float in [0, 1]``                   a number between two bounds, both included
+``float in [0, 1)``                   the same without the upper bound itself
 ``bool``, ``str``, ``list``, ``dict`` a value of that type; a tuple is allowed for a list
 ``null``                              no value
 any other word, such as ``full``      this text
@@ -22,12 +23,12 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 NUMBER = r"-?\d+(?:\.\d+)?"
 ALTERNATIVE = re.compile(
-    rf"(?P<word>[A-Za-z]\w*)(?:\s*(?P<sign>>=|>)\s*(?P<low>{NUMBER})|\s+in\s+\[(?P<least>{NUMBER}),\s*(?P<most>{NUMBER})\])?"
+    rf"(?P<word>[A-Za-z]\w*)(?:\s*(?P<sign>>=|>)\s*(?P<low>{NUMBER})|\s+in\s+\[(?P<least>{NUMBER}),\s*(?P<most>{NUMBER})(?P<end>[\])]))?"
 )
 TYPES = {"bool": bool, "str": str, "list": list | tuple, "dict": dict, "null": None}
 NUMBERS = {"int": int, "float": float}
 NOT_TEXT = {"true", "false", "yes", "no", "on", "off"}  # yaml reads these words as a bool
-LANGUAGE = "int, float (both also as 'int >= 1', 'float > 0', 'float in [0, 1]'), bool, str, list, dict, null or other words"
+LANGUAGE = "int, float (both also as 'int >= 1', 'float > 0', 'float in [0, 1]' or 'float in [0, 1)'), bool, str, list, dict, null or other words"
 # Names of types elsewhere. Taken as words, they would declare an option that accepts only this text.
 FOREIGN = {"integer", "string", "boolean", "number", "double", "array", "tuple", "mapping", "any"}
 
@@ -65,7 +66,8 @@ def _parse_alternative(part, allowed):
     if not match:
         raise ValueError(f"found {part!r} in {allowed!r}, expected {LANGUAGE}")
     word = match["word"]
-    bounds = {"gt" if match["sign"] == ">" else "ge": match["low"] or match["least"], "le": match["most"]}
+    upper = "lt" if match["end"] == ")" else "le"
+    bounds = {"gt" if match["sign"] == ">" else "ge": match["low"] or match["least"], upper: match["most"]}
     bounds = {name: text for name, text in bounds.items() if text is not None}
     if word in NUMBERS:
         return _bounded(NUMBERS[word], bounds, part)
@@ -86,7 +88,8 @@ def _bounded(number, bounds, part):
         bounds = {name: number(text) for name, text in bounds.items()}
     except ValueError:
         raise ValueError(f"found {part!r}; the bounds of an int must be ints") from None
-    if "le" in bounds and bounds["ge"] > bounds["le"]:
+    upper = bounds.get("le", bounds.get("lt"))
+    if upper is not None and (bounds["ge"] > upper or "lt" in bounds and bounds["ge"] == upper):
         raise ValueError(f"found {part!r}, whose lower bound is above the upper one")
     return Annotated[number, Field(**bounds)]
 

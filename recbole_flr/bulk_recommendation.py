@@ -6,6 +6,7 @@ data set, one part at a time is in memory.
 """
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_flr.errors import ConfigError, DataError, first_line
+from recbole_flr.files import write_json
 from recbole_flr.quick_start import load_data_and_model
 from recbole_flr.recommendation import check_count, history_batch, prepare
 from recbole_flr.result import duration
@@ -305,7 +307,7 @@ class _Parts:
         if frame is not None:
             self._copy("SELECT * FROM frame", self._file(self.done), FORMATS[".parquet"], frame)
         self._counts.append(counts)
-        checkpoints.write_json(self.folder / "progress.json",
+        write_json(self.folder / "progress.json",
                                {"request": self._request, "parts": [vars(each) for each in self._counts]})
 
     def join(self, out):
@@ -330,7 +332,7 @@ class _Parts:
                 if frame is not None:
                     database.register("frame", frame)
                 database.execute(f"COPY ({query}) TO {quoted(temporary)} ({form})")
-            checkpoints.replace(temporary, path)
+            os.replace(temporary, path)
         except (duckdb.Error, OSError) as error:
             raise DataError(f"out: cannot write {path} ({first_line(error)}); the parts so far are in {self.folder}, and the "
                             "same command goes on with them") from error

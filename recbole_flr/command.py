@@ -2,9 +2,13 @@
 
 import argparse
 import json
+import os
+import re
 import sys
+from contextlib import contextmanager
 
-from recbole_flr.errors import ConfigError, FLRError
+from recbole_flr import __version__
+from recbole_flr.errors import ConfigError, FLRError, Interrupted, printable
 from recbole_flr.words import wants_comparison
 
 USAGE = """\
@@ -22,6 +26,7 @@ Train, validate and test a model of recbole_flr or of RecBole.
   --search=FILE           search for good options in the ranges of a file, such as properties/search/FLRMix.yaml (needs Optuna)
   --trials=30             how many trials a search has; --search_seconds=N begins no trial after N seconds
   --help, -h              this text; with --model=NAME, that model's options
+  --version               the version
 
 Several models, seeds or data sets make a comparison, with tables and report.html (docs/comparison.md):
 
@@ -53,8 +58,8 @@ def parse_arguments(arguments):
         if not name.startswith("--") or name == "--":
             raise ConfigError(f"found {word!r}, expected --key=value or --key value (values with blanks need quotes)")
         name = name[2:]
-        if name == "help":
-            options["help"] = True
+        if name in ("help", "version") and not equals:
+            options[name] = True
             continue
         if not equals:
             if not words or words[0].startswith("--"):
@@ -68,43 +73,83 @@ def parse_arguments(arguments):
     return options
 
 
-def main(arguments=None):
-    """Entry point of run_recbole_flr.py. Returns the exit status: 0, or 2 after one line on a user's mistake."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+class Status:
+    """The exit status of a command."""
+
+    code = 0
+
+
+@contextmanager
+def one_line(program):
+    """Inside the block, a user's mistake and Ctrl-C end the command with one line on stderr.
+
+    Args:
+        program (str): the line begins with it.
+
+    Yields:
+        Status: its `code` is 2 after a mistake, 130 after Ctrl-C, else 0.
+    """
+    status = Status()
     try:
-        options = parse_arguments(arguments)
-        if "help" in options:
-            from recbole_flr.options import help_text
-            from recbole_flr.registry import shared_options
-
-            model = options.get("model", "FLR")
-            print(USAGE + "\nOptions of the plug-in (name, default, what is allowed, what it does and costs):")
-            print(help_text(model, shared_options(model)))
-            return 0
-        if wants_comparison(options):
-            from recbole_flr.comparison.command import compare
-
-            return compare(options)
-        from recbole_flr.quick_start import run_recbole_flr
-
-        files = options.pop("config_files", "").replace(",", " ").split() or None
-        model = options.pop("model", None)
-        dataset = options.pop("dataset", None)
-        if not files and not {"resume", "checkpoint"} & options.keys():
-            model = "FLR" if model is None else model
-            dataset = "toys_demo" if dataset is None else dataset
-        searched = {name: options.pop(key) for key, name in SEARCH_OPTIONS.items() if key in options}
-        if searched:
-            from recbole_flr.search import run_search
-
-            if "search" not in searched:
-                raise ConfigError("trials, search_seconds: found without a search; expected --search=FILE with ranges too")
-            run_search(model, dataset, files, options, **searched)
-            return 0
-        run_recbole_flr(model, dataset, files, options)
+        yield status
     except FLRError as error:
-        print(f"run_recbole_flr: {error}", file=sys.stderr)
-        return 2
+        print(f"{program}: {error}", file=sys.stderr)
+        status.code = 2
+    except KeyboardInterrupt as error:
+        message = str(error) if isinstance(error, Interrupted) else "interrupted; nothing was saved"
+        print(f"\n{program}: {message}", file=sys.stderr)
+        status.code = 130
+    except BrokenPipeError:  # such as `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status.code = 1
+
+
+def main(arguments=None):
+    """Entry point of run_recbole_flr.py.
+
+    Returns:
+        int: the exit status: 0, 2 after one line on a user's mistake, or 130 after Ctrl-C.
+    """
+    with one_line("run_recbole_flr") as status:
+        status.code = _run(sys.argv[1:] if arguments is None else arguments)
+    return status.code
+
+
+def _run(arguments):
+    """What the words of the command line ask for. Returns the exit status."""
+    options = parse_arguments(arguments)
+    if "version" in options:
+        print(f"recbole_flr {__version__}")
+        return 0
+    if "help" in options:
+        from recbole_flr.options import help_text
+        from recbole_flr.registry import shared_options
+
+        model = options.get("model", "FLR")
+        print(USAGE + "\nOptions of the plug-in (name, default, what is allowed, what it does and costs):")
+        print(help_text(model, shared_options(model)))
+        return 0
+    if wants_comparison(options):
+        from recbole_flr.comparison.command import compare
+
+        return compare(options)
+    from recbole_flr.quick_start import run_recbole_flr
+
+    files = options.pop("config_files", "").replace(",", " ").split() or None
+    model = options.pop("model", None)
+    dataset = options.pop("dataset", None)
+    if not files and not {"resume", "checkpoint"} & options.keys():
+        model = "FLR" if model is None else model
+        dataset = "toys_demo" if dataset is None else dataset
+    searched = {name: options.pop(key) for key, name in SEARCH_OPTIONS.items() if key in options}
+    if not searched:
+        run_recbole_flr(model, dataset, files, options)
+        return 0
+    from recbole_flr.search import run_search
+
+    if "search" not in searched:
+        raise ConfigError("trials, search_seconds: found without a search; expected --search=FILE with ranges too")
+    run_search(model, dataset, files, options, **searched)
     return 0
 
 
@@ -119,12 +164,13 @@ def recommend_main(arguments=None):
     parser.add_argument("--out", help="with --users: file to write, .parquet, .csv, .tsv or .jsonl")
     parser.add_argument("--skip-unknown", action="store_true", help="with --users: leave out unknown items and count them")
     parser.add_argument("--data_path", help="where the data sets are, if not where they were at training")
+    parser.add_argument("--as-text", action="store_true", help="read an unknown title as text (models that read titles)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     if (given.users is None) != (given.out is None):
         parser.error("argument --out: --users and --out belong together")
     changes = {"state": "ERROR", "show_progress": False, **({"data_path": given.data_path} if given.data_path else {})}
-    try:
+    with one_line("recommend") as status:
         if given.users is not None:
             from recbole_flr.bulk_recommendation import describe, recommend_many
 
@@ -133,26 +179,35 @@ def recommend_main(arguments=None):
             return 0
         from recbole_flr.recommendation import recommend
 
-        answer = recommend(given.checkpoint, given.history, given.k, changes)
-    except FLRError as error:
-        print(f"recommend: {error}", file=sys.stderr)
-        return 2
-    if given.json:
-        print(json.dumps(answer, ensure_ascii=False, indent=1))
-        return 0
-    if "thought" in answer:
-        print(f"thought: {answer['thought']}")
+        answer = recommend(given.checkpoint, given.history, given.k, changes, **({"as_text": True} if given.as_text else {}))
+        print(_as_json(answer) if given.json else _as_text(answer))
+    return status.code
+
+
+def _as_json(answer):
+    """JSON in which every character that a terminal obeys is an escape."""
+    text = json.dumps(answer, ensure_ascii=False, indent=1)
+    return re.sub(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _as_text(answer):
+    """The answer of :func:`recbole_flr.recommendation.recommend` as lines for a person."""
+    lines = [f"thought: {printable(answer['thought'])}"] if "thought" in answer else []
     for rank, item in enumerate(answer["items"], 1):
-        print(f"{rank:3d}  {item['score']:9.4f}  {item['title']}  [{item['item']}]")
+        lines.append(f"{rank:3d}  {item['score']:9.4f}  {printable(item['title'])}  [{printable(item['item'])}]")
         if "parts" in item:
-            print("     score: " + ", ".join(f"{name} {value:.3f}" for name, value in item["parts"].items()))
+            lines.append("     score: " + ", ".join(f"{name} {value:.3f}" for name, value in item["parts"].items()))
         if item.get("after"):
-            print("     after: " + ", ".join(f"{entry['title']} ({entry['share']:.0%})" for entry in item["after"]))
+            after = ", ".join(f"{printable(entry['title'])} ({entry['share']:.0%})" for entry in item["after"])
+            lines.append(f"     after: {after}")
+    if answer["factors"]:
+        lines += ["", "What the model looked at. The weight of a factor is its share in the thought (all weights add up to 1).",
+                  "Below it is how the factor's attention is shared out (each list adds up to 1)."]
     for number, factor in enumerate(answer["factors"], 1):
-        print(f"factor {number}: weight {factor['weight']:.3f}, looked at")
-        for entry in factor["history"]:
-            print(f"     {entry['attention']:.3f}  {entry['title']}")
-    return 0
+        lines.append(f"factor {number}: weight {factor['weight']:.3f}")
+        lines += [f"     {entry['attention']:.3f}  {printable(entry['title'])}" for entry in factor["history"]]
+        lines.append(f"     {factor['rest']:.3f}  (the thought itself, and the text around the titles)")
+    return "\n".join(lines)
 
 
 def backbone_main(arguments=None):
@@ -166,14 +221,11 @@ def backbone_main(arguments=None):
     parser.add_argument("--again", action="store_true", help="convert it also if this was done before")
     given = parser.parse_args(arguments)
     folder, package = pretrained.cache_folder() / given.name, pretrained.PACKAGES[given.name]
-    try:
+    with one_line("backbone") as status:
         if given.again or not pretrained.is_converted(folder, package):
             pretrained.convert(package, folder)
-    except FLRError as error:
-        print(f"backbone: {str(error).removeprefix('backbone: ')}", file=sys.stderr)
-        return 2
-    print(f"{given.name} is in {folder}. Use it with --backbone={given.name}")
-    return 0
+        print(f"{given.name} is in {folder}. Use it with --backbone={given.name}")
+    return status.code
 
 
 def export_main(arguments=None):
@@ -184,12 +236,9 @@ def export_main(arguments=None):
     parser.add_argument("--data_path", help="where the data sets are, if not where they were at training")
     given = parser.parse_args(arguments)
     changes = {"state": "ERROR", "show_progress": False, **({"data_path": given.data_path} if given.data_path else {})}
-    try:
+    with one_line("export") as status:
         from recbole_flr.export import export
 
         for name, meaning in export(given.checkpoint, given.out, changes).items():
             print(f"{given.out}/{name}: {meaning}")
-    except FLRError as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status.code

@@ -11,6 +11,7 @@ The defaults come from these places, and a later one overrides an earlier one: R
 (`recbole_flr.options.option_files`), and the file NAME.yaml in the data set's own folder, which `dataset_scripts` writes.
 """
 
+import codecs
 import copy
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from recbole.utils import InputType, ModelType, argument_list
 
 from recbole_flr import registry
 from recbole_flr.errors import ConfigError
+from recbole_flr.needs import check_processes
 from recbole_flr.options import Loader, check, options_for, parse_text, parse_value
-from recbole_flr.protocol import check_evaluation
+from recbole_flr.paths import check_name
+from recbole_flr.protocol import check_evaluation, check_ranges, check_split_files
 
 # Options that RecBole reads but declares in none of its yaml files
 UNDECLARED = {
@@ -74,6 +77,16 @@ def has_split_files(folder, name):
     return all((Path(folder) / f"{name}.{part}.inter").is_file() for part in PARTS)
 
 
+def _check_encoding(name):
+    """Refuse an encoding that Python does not know, or that is none of text."""
+    try:
+        if codecs.lookup(name)._is_text_encoding:
+            return
+    except (LookupError, ValueError, TypeError):
+        pass
+    raise ConfigError(f"encoding: found {name!r}, which Python does not know; expected such as utf-8, latin-1 or cp1252")
+
+
 class Config(recbole.config.Config):
     """The options of a run, for a model of the plug-in or of RecBole.
 
@@ -91,7 +104,8 @@ class Config(recbole.config.Config):
         self._texts = {name: value for name, value in (config_dict or {}).items() if isinstance(value, str)}
         try:
             super().__init__(model, dataset, config_file_list, config_dict)
-        except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError, NotImplementedError,
+                RuntimeError) as error:
             raise ConfigError(str(error.args[0] if error.args else error)) from error
         negatives = self["train_neg_sample_args"]["distribution"]
         if self["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and negatives == "none":
@@ -128,6 +142,7 @@ class Config(recbole.config.Config):
             if not value or not isinstance(value, (str, type) if name == "model" else str):
                 raise ConfigError(f"{name}: found {value!r}, expected a name, such as "
                                   f"--{name}={'FLR' if name == 'model' else 'toys_demo'}")
+        check_name(dataset, "dataset")
         if isinstance(model, str):
             model = registry.get_model(model)
         return super()._get_model_and_dataset(model, dataset)
@@ -135,6 +150,9 @@ class Config(recbole.config.Config):
     def _load_internal_config_dict(self, model, model_class, dataset):
         super()._load_internal_config_dict(model, model_class, dataset)
         defaults, given = self.internal_config_dict, self.external_config_dict
+        if defaults["MODEL_TYPE"] == ModelType.SEQUENTIAL and defaults["eval_args"]["order"] != "TO":
+            # RecBole's own defaults of GRU4RecKG and KSR forget that a sequential model needs the order of time
+            defaults["eval_args"] = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
         folder = Path(str(given.get("data_path", defaults["data_path"]))) / dataset
         shared = registry.shared_options(model)
         protocol = given.get("eval_args")
@@ -166,8 +184,12 @@ class Config(recbole.config.Config):
 
     def _get_final_config_dict(self):
         given = self.external_config_dict
+        check_processes(given)
         self._check_given(given)
         final = super()._get_final_config_dict()
+        check_ranges(final)
+        check_split_files(given, final.get("benchmark_filename"))
+        _check_encoding(final["encoding"])
         if isinstance(given.get("eval_args"), dict):  # RecBole would fill the parts that are not given with its random split
             final["eval_args"] = {**self.internal_config_dict["eval_args"], **given["eval_args"]}
         check_evaluation(final, final["MODEL_TYPE"])
@@ -194,6 +216,8 @@ class Config(recbole.config.Config):
                 given[name] = text
             elif self._options[name].is_text if name in self._options else isinstance(measures.get(name), str):
                 given[name] = parse_text(text)
+        if isinstance(given.get("state"), str):
+            given["state"] = given["state"].upper()  # RecBole takes both
         self.check(given)
         for name in PICKLES:
             if given.get(name):

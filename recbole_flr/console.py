@@ -2,15 +2,23 @@
 
 import logging
 import os
+import re
+import sys
+import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from colorama.ansitowin32 import StreamWrapper
 from recbole.utils import init_logger
+
+from recbole_flr.errors import printable
+from recbole_flr.files import disk_error, writing
 
 FILE_ONLY = {"file_only": True}  # extra= of a record that only the log file gets
 _handlers = []  # of the run in progress
 _state = {"shared": False, "quiet": False}  # whether the next runs share the open log; whether the console shows warnings only
+_COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")  # RecBole colours parts of its lines
 
 
 def open_log(config):
@@ -24,16 +32,77 @@ def open_log(config):
     root = logging.getLogger()
     for handler in _handlers:
         root.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # what a full disk refused stays refused
+            handler.close()
     others, root.handlers = root.handlers, []
-    init_logger(config)
+    streams = sys.stdout, sys.stderr
+    with writing("log"):
+        init_logger(config)
+    if isinstance(streams[1], StreamWrapper):  # each call wraps them once more, and a thousand wrappers are too deep a stack
+        sys.stdout, sys.stderr = streams
     _handlers[:] = root.handlers
     root.handlers = others + root.handlers
     for handler in _handlers:
+        handler.addFilter(_make_printable)
         if isinstance(handler, logging.FileHandler):
             _use_new_file(handler)
+            handler.handleError = lambda record, file=handler: _refuse_disk(file)
         else:
             handler.addFilter(_for_console)
+
+
+def _make_printable(record):
+    """Show control characters of a message as escapes, but RecBole's colours, line ends and tabs as they are."""
+    text = record.getMessage()
+    record.msg = "".join(part if _COLOUR.fullmatch(part) else printable(part, lines=True) for part in _COLOUR.split(text))
+    record.args = ()
+    return True
+
+
+def _refuse_disk(handler):
+    """Called when a record cannot be written. `logging` would print a traceback and go on."""
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):
+        raise error
+    raise disk_error(handler.baseFilename, error.strerror or str(error)) from error
+
+
+def _silence_tensorboard(args, print_others=threading.excepthook):
+    """Tensorboard's thread hands its error on to whoever writes next, so its traceback is not printed as well."""
+    if type(args.thread).__module__.split(".")[0] != "tensorboard":
+        print_others(args)
+
+
+class Curves:
+    """Tensorboard's writer. It writes in a thread of its own; here a full disk is a DiskError, at the latest when a stage ends.
+
+    Args:
+        writer: torch's SummaryWriter.
+    """
+
+    def __init__(self, writer):
+        self.writer, self.folder = writer, writer.log_dir
+        threading.excepthook = _silence_tensorboard
+
+    def _call(self, name, *args, **kwargs):
+        with writing(self.folder):
+            getattr(self.writer, name)(*args, **kwargs)
+
+    def add_scalar(self, *args, **kwargs):
+        """As SummaryWriter's."""
+        self._call("add_scalar", *args, **kwargs)
+
+    def add_hparams(self, *args, **kwargs):
+        """As SummaryWriter's. It makes a second file."""
+        self._call("add_hparams", *args, **kwargs)
+
+    def flush(self):
+        """Wait until everything is on the disk."""
+        self._call("flush")
+
+    def close(self):
+        """Flush, and close the file."""
+        self._call("close")
 
 
 def _for_console(record):

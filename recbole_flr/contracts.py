@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
+from recbole_flr.errors import ConfigError
+
 
 @dataclass
 class LossPart:
@@ -75,6 +77,20 @@ class Recommender:
     def title_groups(self):
         """[n_items] int64, equal for items of equal title, 0 for padding; None: read them from the data set."""
         return None if self.catalog is None else self.catalog.title_ids
+
+    @contextmanager
+    def reading(self, texts):
+        """While this is open, the item ids n_items, n_items + 1, ... stand for `texts` in a history, and only there.
+
+        Args:
+            texts: list of str, titles that are not in the catalogue.
+
+        Raises:
+            ConfigError: the model reads item ids and no text.
+        """
+        raise ConfigError(f"as_text: {type(self).__name__} reads item ids and cannot read a text that is not in the catalogue; "
+                          "expected a model that reads titles, such as FLR, LatentR3 or BIGRec")
+        yield
 
     def save_files(self, folder):
         """Write what is needed beside the weights to build the model again, such as a tokenizer."""

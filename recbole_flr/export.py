@@ -3,7 +3,6 @@
 docs/serving.md says how to search the vectors with FAISS.
 """
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,10 +10,11 @@ import numpy as np
 import torch
 
 from recbole_flr.errors import CheckpointError, ConfigError, first_line
+from recbole_flr.files import write_json
 from recbole_flr.quick_start import load_data_and_model
 from recbole_flr.recommendation import history_batch, prepare, resolve_items
 from recbole_flr.result import versions
-from recbole_flr.training.checkpoint import run_folder, write_json
+from recbole_flr.training.checkpoint import run_folder
 
 ABOUT, VECTORS, IDS, TITLES, BACKBONE = "export.json", "item_vectors.npy", "item_ids.json", "item_titles.json", "backbone"
 

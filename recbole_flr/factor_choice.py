@@ -18,7 +18,7 @@ class Silent:
     def add_scalar(self, *args, **kwargs):
         """Does nothing."""
 
-    add_hparams = add_scalar
+    add_hparams = flush = add_scalar
 
 
 def choose_num_factors(config, loaders, build_model, build_trainer):

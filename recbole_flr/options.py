@@ -27,7 +27,7 @@ from recbole_flr.allowed_values import accepts, alternatives, parse_type
 from recbole_flr.errors import ConfigError, nearest
 
 FORM = "name: default  # (allowed values) Meaning."
-DECLARATION = re.compile(r"\s*#\s*\((?P<allowed>[^()]*)\)\s+(?P<meaning>.*\S)\s*")
+DECLARATION = re.compile(r"\s*#\s*\((?P<allowed>(?:\[[^()\[\]]*[\])]|[^()\[])*)\)\s+(?P<meaning>.*\S)\s*")
 YAML_FLOAT = re.compile(  # RecBole's rule: 1e-3 is a number too, which yaml 1.1 takes for text
     r"""^(?:[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+]?[0-9]+)?
     |[-+]?(?:[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)
@@ -37,6 +37,14 @@ YAML_FLOAT = re.compile(  # RecBole's rule: 1e-3 is a number too, which yaml 1.1
     |\.(?:nan|NaN|NAN))$""",
     re.VERBOSE,
 )
+
+
+HINTS = {  # names that users of other toolkits try -> what to say
+    "device": "use_gpu (True or False) and gpu_id (such as 0) say where a run computes",
+    "gpu": "use_gpu (True or False) and gpu_id (such as 0) say where a run computes",
+    "cuda": "use_gpu (True or False) and gpu_id (such as 0) say where a run computes",
+    "lr": "it is called learning_rate", "batch_size": "it is called train_batch_size (and eval_batch_size)",
+}
 
 
 class Loader(yaml.SafeLoader):
@@ -256,8 +264,8 @@ def check(given, known, options, defaults):
     """
     for name, value in given.items():
         if name not in known:
-            raise ConfigError(f"found option {name!r}, which does not exist for this model; the nearest is "
-                              f"{nearest(name, known)!r} (--help lists them)")
+            hint = HINTS.get(name) or f"the nearest is {nearest(name, known)!r}"
+            raise ConfigError(f"found option {name!r}, which does not exist for this model; {hint} (--help lists them)")
         if name in options:
             option = options[name]
             if not option.accepts(value):

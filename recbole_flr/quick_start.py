@@ -1,5 +1,7 @@
 """Run a model, and load a trained one. Both put a run together in the same way."""
 
+import shlex
+from contextlib import contextmanager
 from logging import getLogger
 from time import perf_counter
 
@@ -9,11 +11,28 @@ from recbole_flr import registry
 from recbole_flr.config import Config
 from recbole_flr.console import FILE_ONLY, log_file, no_foreign_warnings, open_log
 from recbole_flr.data.loading import load_dataset, read_titles, split, title_groups
-from recbole_flr.errors import ConfigError, DataError
+from recbole_flr.errors import (
+    ConfigError,
+    DataError,
+    DiskError,
+    Interrupted,
+    enough_memory,
+)
 from recbole_flr.evaluation import metrics_table
 from recbole_flr.factor_statistics import examples, factor_statistics
+from recbole_flr.files import write_json
+from recbole_flr.needs import check_needs, check_sizes
+from recbole_flr.paths import LOG_FOLDERS, check_folder, check_run
 from recbole_flr.result import (
-    EXAMPLES, RESULT, describe_result, describe_run, differing_options, duration, finite, ranks_file, write_ranks,
+    EXAMPLES,
+    RESULT,
+    describe_result,
+    describe_run,
+    differing_options,
+    duration,
+    finite,
+    ranks_file,
+    write_ranks,
     write_thoughts,
 )  # fmt: skip
 from recbole_flr.rows import describe_ranked_rows
@@ -28,6 +47,9 @@ def _set_up(config, trained=False):
     """
     if trained and config["num_factors"] == "auto":
         raise ConfigError("num_factors: found auto, expected the number of the run whose weights are loaded; leave num_factors out")
+    check_needs(config)
+    for folder in LOG_FOLDERS:
+        check_folder(folder, "the folder of the logs")
     init_seed(config["seed"], config["reproducibility"])
     open_log(config)
     logger = getLogger()
@@ -36,14 +58,15 @@ def _set_up(config, trained=False):
     logger.info(f"{config['model']} on {config['dataset']}, seed {config['seed']}. Options that differ from the defaults: "
                 f"{given or 'none'}. All options are in {log_file()}.")
     with no_foreign_warnings():
-        dataset = load_dataset(config)
+        dataset = load_dataset(config, create=not trained)
+        check_sizes(config, dataset)
         loaders = split(config, dataset)
     logger.info(dataset, extra=FILE_ONLY)
     rows = ", ".join(f"{len(loader._dataset.inter_feat)} {part}" for part, loader in zip(("train", "valid", "test"), loaders))
     logger.info(f"Data: {dataset.user_num - 1} users, {dataset.item_num - 1} items, rows: {rows}.")
 
     def build_model(config):
-        return registry.get_model(config["model"])(config, loaders[0]._dataset).to(config["device"])
+        return registry.build_model(config, loaders[0]._dataset)
 
     if config["num_factors"] == "auto":
         from recbole_flr.factor_choice import choose_num_factors
@@ -106,6 +129,7 @@ def _options_of_run(name, model, dataset, config_file_list, options):
         model, dataset, options.
     """
     path = options[name]
+    check_run(path, name)
     if config_file_list:
         raise ConfigError(f"{name}: found config_files too; the run's options come from its folder, change single ones "
                           "with --key=value")
@@ -198,10 +222,30 @@ def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict
     """
     start = perf_counter()
     config = configure(model, dataset, config_file_list, config_dict)
+    if saved:
+        check_folder(*((config["resume"], "resume") if config["resume"] else (config["checkpoint_dir"], "checkpoint_dir")))
     dataset, loaders, trainer = _prepare(config)
     described = describe_run(config, trainer.model, dataset, loaders)  # now, as files may change while the run goes on
-    with trainer.lock:
+    with trainer.lock, _can_go_on(trainer), enough_memory("this run"):
         return _train_and_test(config, dataset, loaders, trainer, described, start, saved)
+
+
+@contextmanager
+def _can_go_on(trainer):
+    """Say how to go on with a run that Ctrl-C or a full disk ended; a run without any weights leaves no folder."""
+    try:
+        yield
+    except (KeyboardInterrupt, DiskError) as error:
+        trainer.remove_empty_folder()
+        folder = shlex.quote(str(trainer.folder))
+        how = (f"go on with:  python run_recbole_flr.py --resume={folder}" if trainer.can_go_on() else
+               "nothing was saved that it could go on from; start it again with the same command")
+        if isinstance(error, DiskError):
+            raise DiskError(f"{error}; then {how}") from error
+        raise Interrupted(f"interrupted; {how}") from error
+    except Exception:
+        trainer.remove_empty_folder()
+        raise
 
 
 def _train_and_test(config, dataset, loaders, trainer, described, start, saved):
@@ -244,10 +288,10 @@ def _write_results(config, model, dataset, loaders, trainer, tests, kept, descri
     if rows[1]:
         titles = _titles(config, model, dataset)
         shown = examples(model, dataset, loaders[2], test, titles, config["device"])
-        checkpoint.write_json(trainer.folder / EXAMPLES, shown)
+        write_json(trainer.folder / EXAMPLES, shown)
         factors = factor_statistics(model, loaders[2], config["device"], shown)
     write_thoughts(trainer.folder, tests[kept]["texts"])
-    checkpoint.write_json(trainer.folder / RESULT, {
+    write_json(trainer.folder / RESULT, {
         **described, **describe_result(trainer, tests, kept), "factors": finite(factors),
         "seconds": round(perf_counter() - start, 2),
     })
@@ -305,10 +349,8 @@ def _load_weights(model, path, config):
         CheckpointError: if the weights depend on item ids and the data set has changed.
     """
     file = path if str(path).endswith(".safetensors") else checkpoint.run_folder(path) / checkpoint.BEST
-    tensors, meta = checkpoint.read(file)
     strict = model.weights_depend_on_item_ids and not model.takes_more_items
-    checkpoint.check_data(meta, config["data_fingerprint"], strict)
-    checkpoint.unpack_model(model, tensors, meta)
+    checkpoint.load_weights(model, file, lambda meta: checkpoint.check_data(meta, config["data_fingerprint"], strict))
 
 
 def load_data_and_model(model_file, config_dict=None):
@@ -325,6 +367,7 @@ def load_data_and_model(model_file, config_dict=None):
         CheckpointError: if there is no run, or the data set has changed since. A model whose weights do not depend on item
             ids takes a changed catalogue, with a warning.
     """
+    check_run(model_file, "checkpoint")
     options = checkpoint.read_config(model_file)
     options.update(_tokenizer(model_file))
     options.update(config_dict or {})

@@ -1,16 +1,19 @@
 """Which class a model name stands for: the plug-in's table, else RecBole's own class."""
 
 import inspect
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
+from logging import getLogger
 from pathlib import Path
 
 import recbole.utils
 import torch
+from scipy.sparse import dok_matrix
 
 from recbole_flr.contracts import Recommender
-from recbole_flr.errors import ConfigError, nearest
+from recbole_flr.errors import ConfigError, enough_memory, first_line, nearest
 
 
 @dataclass(frozen=True)
@@ -81,3 +84,51 @@ def with_contract(model_class):
         return model_class
     own = {"__module__": model_class.__module__, "__doc__": model_class.__doc__}
     return type(model_class.__name__, (model_class, Recommender), own)
+
+
+@contextmanager
+def old_scipy():
+    """While this is open, scipy's `dok_matrix` has the method `_update` of old versions, with which RecBole builds graphs.
+
+    Newer versions of scipy keep the entries in the dict `_dict` instead of being a dict. What scipy has itself is left alone.
+    """
+    known = "_update" in dir(dok_matrix)
+    if not known:
+        dok_matrix._update = lambda self, entries: self._dict.update(entries)
+    try:
+        yield
+    finally:
+        if not known:
+            del dok_matrix._update
+
+
+@contextmanager
+def _one_line(name):
+    """Inside the block, an error of RecBole's own models about their options is a ConfigError. The log has its traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError, NotImplementedError, OverflowError,
+            ZeroDivisionError) as error:
+        if name in MODELS:
+            raise
+        getLogger().debug(f"{name} cannot be built", exc_info=True)
+        raise ConfigError(f"model: {name} cannot be built with these options and data ({type(error).__name__}: {first_line(error)})"
+                          ) from error
+
+
+def build_model(config, dataset):
+    """Build the model that `config` names, on its device.
+
+    Args:
+        config: RecBole's or the plug-in's Config.
+        dataset: RecBole's training dataset.
+
+    Raises:
+        ConfigError: as :func:`get_model`, and if the model asks for more memory than there is.
+    """
+    model_class = get_model(config["model"])
+    with old_scipy(), enough_memory("the model"), _one_line(config["model"]):
+        model = model_class(config, dataset)
+        if config["model"] == "KSR":  # RecBole leaves this matrix in float64, and then multiplies it with float32
+            model.relation_Matrix = model.relation_Matrix.float()
+        return model.to(config["device"])

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recbole_flr.training import checkpoint
+from recbole_flr.files import new_file
 
 RESULT, RANKS, EXAMPLES, THOUGHTS = "result.json", "ranks.npz", "examples.json", "thoughts.jsonl"
 PACKAGES = ("recbole_flr", "recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy")
@@ -185,18 +185,15 @@ def write_ranks(folder, valid, test, name=RANKS):
     """Write `ranks.npz`: the arrays of :meth:`recbole_flr.evaluation.RankCollector.take_ranks` and of
     :func:`recbole_flr.rows.describe_rows`, as `valid_...` and `test_...`."""
     arrays = {f"{part}_{name}": value for part, ranks in (("valid", valid), ("test", test)) for name, value in ranks.items()}
-    temporary = Path(folder) / f"{name}.tmp"
-    with open(temporary, "wb") as file:
+    with new_file(Path(folder) / name) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
-    checkpoint.replace(temporary, Path(folder) / name)
 
 
 def write_thoughts(folder, texts):
     """Write `thoughts.jsonl`: one line of JSON for each test row whose reasoning the model wrote; no file if there is none."""
     if texts:
-        temporary = Path(folder) / f"{THOUGHTS}.tmp"
-        temporary.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
-        checkpoint.replace(temporary, Path(folder) / THOUGHTS)
+        with new_file(Path(folder) / THOUGHTS) as temporary:
+            temporary.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
 
 
 def read_ranks(folder, name=RANKS):

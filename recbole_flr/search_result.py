@@ -8,8 +8,8 @@ import yaml
 from tabulate import tabulate
 
 from recbole_flr.errors import ConfigError
+from recbole_flr.files import new_file
 from recbole_flr.result import duration
-from recbole_flr.training.checkpoint import replace
 
 STUDY, BEST_OPTIONS, TABLE = "study.db", "best.yaml", "trials.md"
 SHOWN = 10  # trials in the table
@@ -108,9 +108,8 @@ def write_options(folder, config, trial, given):
 
 
 def _write(path, text):
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    replace(temporary, path)
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 

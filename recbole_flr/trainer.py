@@ -4,17 +4,22 @@
 :class:`recbole_flr.training.staged.StagedTrainer`, which is built on it.
 """
 
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter, strftime
 
+import torch
 from recbole.utils import EvaluatorType
 
-from recbole_flr.errors import CheckpointError
+from recbole_flr.console import Curves
+from recbole_flr.errors import CheckpointError, TrainingError
 from recbole_flr.evaluation import RankCollector, TitleEvaluator, metrics_table
+from recbole_flr.files import write_json, writing
 from recbole_flr.identity import KEY, run_key
 from recbole_flr.result import PeakMemory, duration
 from recbole_flr.training import checkpoint
+from recbole_flr.training.header import State, Weights, check_header
 from recbole_flr.training.lock import FolderLock
 
 
@@ -50,14 +55,18 @@ class SafeCheckpoints:
     """
 
     stage_name = "train"  # of the stage in progress; RecBole's trainers have this one
+    rate_option = "learning_rate"  # name of the option with the learning rate of the stage in progress
 
     def __init__(self, config, model):
-        super().__init__(config, model)
+        with writing("log_tensorboard"):
+            super().__init__(config, model)
+        self.tensorboard = Curves(self.tensorboard)
         self.folder, self.lock = None, FolderLock()
         self.results, self.records, self.ranks, self.best_epoch = {}, {}, {}, None
         self.trained_epochs = 0
         self._valid_ranks, self._curve = {}, []
-        self._next_epoch = 0
+        self._next_epoch = self._step = 0
+        self._is_new = False  # whether this process made the folder
         self._saved = self._resumed = self._verbose = False
         self._spent, self._started = 0.0, None  # seconds of this stage before this process, and since when it goes on here
         self._memory = PeakMemory(self.device)
@@ -74,10 +83,11 @@ class SafeCheckpoints:
     def open_folder(self):
         """Create the run's folder on first use, and write what does not change."""
         if self.folder is None:
-            self.folder = new_run_folder(self.config)
-            self.model.save_files(self.folder)
-            checkpoint.write_json(self.folder / KEY, run_key(self.config))
-            checkpoint.write_json(self.folder / checkpoint.CONFIG, self.config.snapshot())
+            with writing(self.config["checkpoint_dir"]):
+                self.folder, self._is_new = new_run_folder(self.config), True
+                self.model.save_files(self.folder)
+            write_json(self.folder / KEY, run_key(self.config))
+            write_json(self.folder / checkpoint.CONFIG, self.config.snapshot())
         self.lock.take(self.folder)
         self.saved_model_file = str(self.folder / checkpoint.BEST)
         return self.folder
@@ -108,6 +118,15 @@ class SafeCheckpoints:
                 "next_epoch": next_epoch, **self._progress(),
             },
         )
+
+    def remove_empty_folder(self):
+        """Remove the folder that this process made, if there are no weights in it. Called when a run ends with an error."""
+        if self._is_new and not list(self.folder.glob("*.safetensors")):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def can_go_on(self):
+        """Whether `--resume` could go on with the run in the folder."""
+        return self.folder is not None and (self.folder / checkpoint.LAST).is_file()
 
     def _progress(self):
         """How far training has come, as JSON."""
@@ -152,13 +171,16 @@ class SafeCheckpoints:
         self.folder = checkpoint.run_folder(resume_file)
         self.open_folder()
         tensors, meta = checkpoint.read(self.folder / checkpoint.LAST)
+        check_header(Weights, meta, self.folder / checkpoint.LAST)
         checkpoint.check_data(meta, self.config["data_fingerprint"])
-        if "record" not in meta:
+        if "next_epoch" in meta and "record" not in meta:
             raise CheckpointError(f"resume: the run in {self.folder} was made by an earlier version of recbole_flr, which saved "
                                   "less; start a new run from its weights with --checkpoint")
+        check_header(State, meta, self.folder / checkpoint.LAST)
         self._enter_stage(meta["stage"])
-        checkpoint.unpack_model(self.model, tensors, meta)
-        checkpoint.unpack_optimizer(self.optimizer, tensors, meta["optimizer"])
+        with checkpoint.undamaged(self.folder / checkpoint.LAST):
+            checkpoint.unpack_model(self.model, tensors, meta)
+            checkpoint.unpack_optimizer(self.optimizer, tensors, meta["optimizer"])
         self._random = tensors, meta["random"]  # put back by fit, once the loader is known
         self.start_epoch = meta["next_epoch"]
         self._restore(meta)
@@ -167,8 +189,7 @@ class SafeCheckpoints:
 
     def load_weights(self, file=None):
         """Put the best weights (or those of a file) into the model."""
-        tensors, meta = checkpoint.read(file or self.saved_model_file)
-        checkpoint.unpack_model(self.model, tensors, meta)
+        checkpoint.load_weights(self.model, file or self.saved_model_file)
 
     def best_valid_ranks(self, file=None):
         """Validation ranks of the best weights (or those of a file); empty if the model was not validated."""
@@ -186,7 +207,8 @@ class SafeCheckpoints:
         self._memory.start()
         if self._resumed:
             self._resumed = False
-            checkpoint.unpack_random(*self._random, _generator(train_data))
+            with checkpoint.undamaged(self.folder / checkpoint.LAST):
+                checkpoint.unpack_random(*self._random, _generator(train_data))
             if self.start_epoch >= self.epochs or self.cur_step > self.stopping_step:
                 return self._leave_stage((self.best_valid_score, self.best_valid_result))
         result = super().fit(train_data, valid_data, False, saved, show_progress, callback_fn)
@@ -197,6 +219,7 @@ class SafeCheckpoints:
         return self._leave_stage(result)
 
     def _leave_stage(self, result):
+        self.tensorboard.flush()
         self.records[self.stage_name], self.results[self.stage_name] = self._record(), result
         self._spent, self._started, self.best_epoch, self._curve = 0.0, None, None, []
         self._memory = PeakMemory(self.device)
@@ -206,9 +229,35 @@ class SafeCheckpoints:
         every = self.config["checkpoint_every"]
         if every and epoch_idx % every == 0:
             self._save_progress(epoch_idx, train_data)  # the epoch before, its validation included, is complete here
-        self._next_epoch = epoch_idx + 1
+        self._next_epoch, self._step = epoch_idx + 1, 0
         self.trained_epochs += 1
-        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        losses = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        self._check_weights(epoch_idx)  # before they are validated, and saved in place of good ones
+        return losses
+
+    def _check_nan(self, loss):
+        """RecBole's check of each step's loss, which also refuses an infinite one and says where the training stands."""
+        self._step += 1
+        if not torch.isfinite(loss).all():
+            self._diverged(self._next_epoch - 1, f"step {self._step}", f"the loss is {loss.detach().float().mean().item()}")
+
+    def _check_weights(self, epoch):
+        """Refuse weights that are no finite numbers: the last step of an epoch may spoil them after a loss that was finite."""
+        for name, weight in self.model.named_parameters():
+            if not torch.isfinite(weight).all():
+                self._diverged(epoch, "its end", f"{name} is not finite")
+
+    def _diverged(self, epoch, step, found):
+        """Raise the TrainingError that says where, what is left, and what to try."""
+        best = None if self.folder is None else self.stage_file(self.stage_name)
+        good = f"the last good checkpoint is {best}" if best is not None and best.is_file() else "there is no good checkpoint yet"
+        if best is not None and not best.is_file() and (self.folder / checkpoint.BEST).is_file():
+            good = f"the last good checkpoint is {self.folder / checkpoint.BEST}"
+        raise TrainingError(
+            f"the training diverged in the stage {self.stage_name}, epoch {epoch}, {step}: {found}; {good}. Try a smaller "
+            f"{self.rate_option} (it is {self.learning_rate:g}), clipped gradients (--clip_grad_norm=\"{{'max_norm': 1}}\")"
+            + (" or --torch_dtype=float32" if self.config["torch_dtype"] else "")
+        )
 
     def _generate_train_loss_output(self, epoch_idx, s_time, e_time, losses):
         text = super()._generate_train_loss_output(epoch_idx, s_time, e_time, losses)

@@ -44,6 +44,7 @@ def test_bounds_agree_with_arithmetic(value):
     finite = math.isfinite(value) if isinstance(value, float) else True
     assert accepts("float >= 0", value) == (finite and value >= 0)
     assert accepts("float in [0, 0.5]", value) == (finite and 0 <= value <= 0.5)
+    assert accepts("float in [0, 0.5)", value) == (finite and 0 <= value < 0.5)
 
 
 @pytest.mark.parametrize("allowed, reason", [
@@ -52,7 +53,7 @@ def test_bounds_agree_with_arithmetic(value):
     ("BOOL | null", "found 'BOOL'"), ("any | null", "found 'any'"), ("full", "two words or more"), ("null", "two words or more"),
     ("int => 1", "found 'int => 1'"), ("int >= one", "found 'int >= one'"), ("int 1", "found 'int 1'"),
     ("int >=", "found 'int >='"),
-    ("float in [0, 1)", "found 'float in [0, 1)'"), ("float in (0, 1)", "found"), ("float in [1, 0]", "lower bound is above"),
+    ("float in [1, 1)", "lower bound is above"), ("float in (0, 1)", "found"), ("float in [1, 0]", "lower bound is above"),
     ("float in [0]", "found"), ("int <= 5", "found 'int <= 5'"), ("int >= 0.5", "bounds of an int must be ints"),
     ("str >= 1", "only int and float"),
     ("full | trie >= 1", "only int and float"), ("full |", "found"), ("| full", "found"), ("full || trie", "found"),

@@ -162,7 +162,7 @@ def test_recommend_reports_a_mistake(error, monkeypatch, capsys):
 def test_recommend_prints(monkeypatch, capsys):
     seen = []
     answer = {"items": [{"item": "i1", "title": "積み木", "score": -1.5}],
-              "factors": [{"weight": 0.25, "history": [{"item": "i2", "title": "Robot", "attention": 0.75}]}]}
+              "factors": [{"weight": 0.25, "history": [{"item": "i2", "title": "Robot", "attention": 0.75}], "rest": 0.25}]}
     monkeypatch.setattr(recommendation, "recommend", lambda *arguments: seen.append(arguments) or answer)
     line = ["--checkpoint", "saved/x", "--history", "Robot", "Blue Castle", "--k", "1", "--data_path", "there"]
     assert recommend_main(line) == 0
@@ -180,3 +180,76 @@ def test_the_scripts_end_with_the_status(script):
     assert done.returncode == 0 and done.stdout.strip().startswith(command.USAGE.strip()[:40]) and done.stderr == ""
     done = subprocess.run([sys.executable, *script, "--epochs"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stderr == "run_recbole_flr: --epochs: found no value, expected --epochs=value\n"
+
+
+def test_the_package_as_a_command(capsys):
+    """`python -m recbole_flr --help` and `--version`."""
+    from recbole_flr import __version__
+    from recbole_flr.__main__ import COMMANDS, run_command
+
+    assert run_command(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name, (_, what) in COMMANDS.items():
+        assert name in text and what in text
+    assert "dataset_scripts.convert" in text and "--version" in text and len(text.splitlines()) > 10
+    for words in (["--version"], ):
+        assert run_command(words) == 0 and capsys.readouterr().out == f"recbole_flr {__version__}\n"
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"recbole_flr {__version__}\n"
+    for words, said in ([], "found no command"), (["x"], "found 'x'"):
+        assert run_command(words) == 2
+        assert said in capsys.readouterr().err
+
+
+NASTY = "Robot\x1b[31m \x07 \x00 \x9b2J \u202eeman"
+
+
+@pytest.fixture
+def nasty_answer(monkeypatch):
+    answer = {"items": [{"item": "i\x1b1", "title": NASTY, "score": -1.5, "parts": {"mixture": 1.0},
+                         "after": [{"title": NASTY, "share": 0.5}]}],
+              "factors": [{"weight": 0.25, "history": [{"item": "i2", "title": NASTY, "attention": 0.75}], "rest": 0.25}]}
+    monkeypatch.setattr(recommendation, "recommend", lambda *arguments: answer)
+    return answer
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_title_cannot_command_the_terminal(form, nasty_answer, capsys):
+    assert recommend_main(["--checkpoint", "x", "--history", "Robot", *form]) == 0
+    out = capsys.readouterr().out
+    assert not [mark for mark in "\x1b\x07\x00\x9b\u202e" if mark in out] and out.count("Robot") == 3
+    if form:
+        assert json.loads(out) == nasty_answer
+    else:
+        assert r"Robot\x1b[31m \x07 \x00 \x9b2J \u202eeman" in out
+
+
+def test_factors_are_explained(monkeypatch, capsys):
+    answer = {"items": [], "factors": [{"weight": 1.0, "history": [{"item": "i", "title": "Robot", "attention": 0.75}], "rest": 0.25}]}
+    monkeypatch.setattr(recommendation, "recommend", lambda *arguments: answer)
+    assert recommend_main(["--checkpoint", "x", "--history", "Robot"]) == 0
+    out = capsys.readouterr().out
+    assert "all weights add up to 1" in out and "each list adds up to 1" in out
+    assert "0.250  (the thought itself, and the text around the titles)" in out
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--state=LOUD"], "state: found 'LOUD', expected DEBUG | INFO"), (["--eval_step=-1"], "eval_step: found -1, expected int >= 0"),
+    (["--hidden_dropout_prob=1"], "hidden_dropout_prob: found 1, expected float in [0, 1)"),
+    (["--model=FLR", "--embedding_dropout=1"], "embedding_dropout: found 1"), (["--model=FLR", "--compact_dropout=1"], "compact_dropout: found 1"),
+    (["--encoding=utf-99"], "encoding: found 'utf-99', which Python does not know"),
+    (["--benchmark_filename=[train]"], "benchmark_filename: found ['train'], expected the names of three parts"),
+    (["--benchmark_filename=[train,valid,test]", "--eval_args={'split': {'RS': [0.5, 0.3, 0.2]}}"], "does not split again; leave split out"),
+    (["--device=cuda"], "use_gpu (True or False) and gpu_id (such as 0) say where"), (["--transform=x"], "transform: found 'x', expected mask"),
+    (["--unused_col=[1]"], "unused_col: found [1], expected dict or null"), (["--alias_of_user_id=3"], "alias_of_user_id: found 3"),
+])
+def test_what_was_accepted_silently_or_with_a_traceback(words, said, session_data, capsys):
+    base = [f"--data_path={session_data}", "--dataset=tiny"] + ([] if "--model=FLR" in words else ["--model=SASRec"])
+    assert main([*base, *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+def test_the_level_of_the_log_may_be_small(session_data):
+    from recbole_flr.config import Config
+
+    assert Config("SASRec", "tiny", config_dict={"data_path": str(session_data), "state": "warning"})["state"] == "WARNING"

@@ -10,6 +10,8 @@ import pytest
 from conftest import TINY
 
 import recbole_flr
+from recbole_flr import console
+from recbole_flr.config import Config
 from recbole_flr.console import FILE_ONLY, no_foreign_warnings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,3 +80,15 @@ def test_only_foreign_warnings_are_hidden():
     with pytest.warns(UserWarning, match="our own"):
         with no_foreign_warnings():
             warnings.warn("our own", UserWarning)
+
+
+def test_control_characters_in_the_log_are_escapes_and_colours_stay(tmp_path, capsys):
+    from recbole.utils import set_color
+
+    config = Config("SASRec", "tiny", config_dict={"state": "INFO"})
+    console.open_log(config)
+    logging.getLogger().info(set_color("Result", "yellow") + ": a title \x1b[2J\x07 of a %s", "shop\x00")
+    out, err = capsys.readouterr()
+    text = Path(console.log_file()).read_text(encoding="utf-8")
+    for shown in (out + err, text):
+        assert r"a title \x1b[2J\x07 of a shop\x00" in shown and "\x07" not in shown and "\x1b[2J" not in shown

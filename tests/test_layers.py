@@ -31,6 +31,7 @@ LAYERS = [  # from the command line down to what all share
     ["identity"],
     ["result", "evaluation", "console"],
     ["config"],
+    ["needs"],
     ["protocol"],
     ["registry", "options"],
     ["allowed_values"],
@@ -57,7 +58,7 @@ LAYERS = [  # from the command line down to what all share
     ["data.catalog"],
     ["data.loading"],
     ["data.atomic"],
-    ["ragged", "contracts", "pretrained"],
+    ["ragged", "contracts", "pretrained", "files", "paths", "training.header", "model.hub"],
     ["errors", "words", "comparison", "data", "model", "training", ""],
 ]
 PLACE = {name: number for number, layer in enumerate(LAYERS) for name in layer}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, TINY_FLR, TITLES, write_dataset
+from conftest import TINY_FLR, TITLES, write_dataset
 from helpers_command import python
 
 import recbole_flr
@@ -57,7 +57,7 @@ def test_only_the_latest_items_count(run):
 
 def test_recommend_refuses_what_it_cannot_do(run):
     loaded = recbole_flr.load_data_and_model(run)
-    with pytest.raises(DataError, match="'Robot War'.*nearest title is 'Robot Wars'"):
+    with pytest.raises(DataError, match="'Robot War'.*nearest titles are 'Robot Wars', 'Robot Wars II', 'Robot'"):
         recbole_flr.recommend(loaded, ["Robot War"])
     with pytest.raises(DataError, match="found none"):
         recbole_flr.recommend(loaded, [])
@@ -172,7 +172,8 @@ def test_missing_data_is_explained(tmp_path, capsys):
 
 def test_public_names():
     logging.getLogger().handlers.clear()
-    assert set(recbole_flr.__all__) == {"Config", "load_data_and_model", "recommend", "run_recbole_flr"}
+    assert set(recbole_flr.__all__) == {"Config", "load_data_and_model", "recommend", "recommend_many",
+                                        "run_recbole_flr", "run_search"}
     for name in recbole_flr.__all__:
         assert callable(getattr(recbole_flr, name))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

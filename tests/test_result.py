@@ -11,6 +11,7 @@ import pytest
 from conftest import TINY, TINY_FLR
 
 import recbole_flr
+from recbole_flr.errors import DiskError
 from recbole_flr.result import (
     RANKS, RESULT, PeakMemory, commit_of, describe_result, differing_options, duration, finite, read_ranks, write_ranks,
 )  # fmt: skip
@@ -134,7 +135,7 @@ def test_options_that_differ(session_data):
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     write_ranks(tmp_path, {}, {"item_rank": np.array([1, 2])})
     monkeypatch.setattr(np, "savez_compressed", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DiskError, match="cannot write .*ranks.npz: disk full; .* are free there"):
         write_ranks(tmp_path, {}, {"item_rank": np.array([3])})
     assert read_ranks(tmp_path)["test_item_rank"].tolist() == [1, 2]
 

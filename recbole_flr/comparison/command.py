@@ -7,7 +7,14 @@ from time import perf_counter
 
 from recbole_flr.comparison import studies
 from recbole_flr.comparison.formats import for_terminal
-from recbole_flr.comparison.output import REPORT, STEM, default_folder, make_folder, write_tables, write_text
+from recbole_flr.comparison.output import (
+    REPORT,
+    STEM,
+    default_folder,
+    make_folder,
+    write_tables,
+    write_text,
+)
 from recbole_flr.comparison.plan import make_plan
 from recbole_flr.comparison.results import Row, check_same_data, read_run, rows_of
 from recbole_flr.comparison.runs import Runner

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 from recbole_flr.comparison.formats import for_csv, for_latex, for_markdown
 from recbole_flr.errors import OutputError
-from recbole_flr.training.checkpoint import replace
+from recbole_flr.files import new_file
 
 FOLDER, STEM, REPORT = "comparisons", "comparison", "report.html"
 LONGEST = 60  # letters of the names of models in a folder's name
@@ -38,25 +37,13 @@ def make_folder(folder):
 
 
 def write_text(path, text):
-    """Write a file to a temporary name and move it into place.
+    """Write a file; see :func:`recbole_flr.files.new_file`.
 
     Raises:
-        OutputError: naming the file and the free space; the old file stays.
+        DiskError: naming the file and the free space; the old file stays.
     """
-    temporary = Path(f"{path}.tmp")
-    try:
+    with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        replace(temporary, path)
-    except OSError as error:
-        try:
-            temporary.unlink(missing_ok=True)
-            free = f"; {shutil.disk_usage(temporary.parent).free / 1e6:.0f} MB are free there"
-        except OSError:
-            free = ""
-        raise OutputError(
-            f"cannot write {path}: {error.strerror} ({len(text.encode()) / 1e6:.1f} MB are needed{free}). The runs are "
-            "kept: make room, or choose another folder with --out, and give the command again"
-        ) from error
 
 
 def write_tables(folder, tables, summaries, heading):

@@ -6,7 +6,13 @@ import numpy as np
 
 from recbole_flr.comparison.results import check_same_data
 from recbole_flr.comparison.slices import metric_of_rows, slices
-from recbole_flr.comparison.statistics import ALPHA, FEW_SEEDS, compare, corrected, mean_and_deviation
+from recbole_flr.comparison.statistics import (
+    ALPHA,
+    FEW_SEEDS,
+    compare,
+    corrected,
+    mean_and_deviation,
+)
 from recbole_flr.errors import ConfigError
 
 PROPOSED = ("FLR", "FLRMix")  # models of this package; every other model is a baseline

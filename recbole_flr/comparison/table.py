@@ -3,7 +3,13 @@
 from dataclasses import dataclass, field
 
 from recbole_flr.comparison.summary import (
-    decimal, metric_name, milliseconds, percent, probability, seconds, size,
+    decimal,
+    metric_name,
+    milliseconds,
+    percent,
+    probability,
+    seconds,
+    size,
 )  # fmt: skip
 
 BEST, SECOND = 1, 2

@@ -13,7 +13,7 @@ import threading
 import traceback
 
 from recbole_flr.errors import FLRError, first_line
-from recbole_flr.training.checkpoint import write_json
+from recbole_flr.files import write_json
 
 RUN, COST = "run", "cost"
 

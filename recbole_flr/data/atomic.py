@@ -15,6 +15,11 @@ from pathlib import Path
 
 from recbole_flr.errors import DataError
 
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed process leaves stays there
+    fcntl = None
+
 _TO_ESCAPED = {"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}
 _FROM_ESCAPED = {escaped: plain for plain, escaped in _TO_ESCAPED.items()}
 
@@ -84,7 +89,7 @@ def staged(folder):
 
     The content is synced to disk first. A new `folder` appears by one rename. In an existing one the files are replaced one by
     one, and the old ones are put back if that fails; only a kill between two of these steps can leave a mixture. Other files of
-    an existing folder stay. If the block raises, nothing is left behind.
+    an existing folder stay. If the block raises, nothing is left behind. What a killed process has left is removed the next time.
 
     Raises:
         DataError: `folder` is a file.
@@ -95,20 +100,54 @@ def staged(folder):
     made = [parent for parent in folder.absolute().parents if not parent.exists()]
     # Next to `folder`, so that the rename stays within one file system. Not tempfile.mkdtemp: its folders are private.
     temporary = folder.parent / f".{folder.name}.{secrets.token_hex(6)}.tmp"
-    done = False
+    done, lock = False, None
     try:
         temporary.mkdir(parents=True)
+        lock = _lock(temporary)
+        _remove_left_over(folder)
         yield temporary
         _install(temporary, folder)
         done = True
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
         if not done:
             for parent in made:  # innermost first; stop at one that another process has filled meanwhile
                 try:
                     parent.rmdir()
                 except OSError:
                     break
+
+
+def _lock(folder):
+    """Locks a folder for as long as this process lives. Returns a descriptor; None if another process has locked it, or where
+    folders cannot be locked."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+    except OSError:
+        os.close(descriptor)
+        return None
+
+
+def _remove_left_over(folder):
+    """Removes the temporary folders that killed processes have left for `folder`: those that nobody locks."""
+    left = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{12}}\.tmp(\.old)?")
+    for path in folder.parent.iterdir():
+        if not left.fullmatch(path.name):
+            continue
+        owner = path.with_name(path.name.removesuffix(".old"))
+        try:
+            lock = _lock(owner if owner.exists() else path)
+        except OSError:  # another process has just removed it
+            continue
+        if lock is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
 
 
 def _install(temporary, folder):

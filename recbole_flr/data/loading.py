@@ -20,7 +20,7 @@ from recbole.data.dataset import dataset as recbole_dataset
 from recbole.utils import ModelType
 
 from recbole_flr.data.atomic import header, read_columns, unescape
-from recbole_flr.errors import DataError
+from recbole_flr.errors import DataError, first_line
 
 TITLE_FIELDS = ("title", "movie_title", "name", "item_name", "product_name")  # columns tried if TITLE_FIELD is null
 SUFFIX_FIELDS = ("brand", "artist", "author", "release_year", "year")  # columns tried if DUPLICATE_FIELD is null
@@ -56,8 +56,12 @@ def expected_files(config):
     return [folder / name for name in names]
 
 
-def prepare_files(config):
+def prepare_files(config, create=True):
     """Make sure that the data set's files are there: the demo is made, with `download` a category of Amazon is fetched.
+
+    Args:
+        config: of the run.
+        create: whether missing files may be made or fetched. A trained model is not loaded with data that were made anew.
 
     Raises:
         ConfigError: `download` is asked for a data set whose address is not known.
@@ -66,6 +70,10 @@ def prepare_files(config):
     name, folder = config["dataset"], Path(config["data_path"])
     if all(path.is_file() for path in expected_files(config)):
         return
+    if not create:
+        missing = next(path for path in expected_files(config) if not path.is_file())
+        raise DataError(f"data set {name!r}: found no {missing} (looked in {folder.resolve()}), which the trained model needs; name "
+                        "the folder of the data sets with --data_path=FOLDER, or call from the folder of the training")
     from dataset_scripts import download, toys_demo
 
     if name == toys_demo.NAME:
@@ -116,8 +124,10 @@ def history_field(config):
     return config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
 
 
-def load_dataset(config):
+def load_dataset(config, create=True):
     """RecBole's ``create_dataset`` on files read verbatim.
+
+    Missing files are made or fetched only if `create` is true; see :func:`prepare_files`.
 
     In split files the history speaks of the same items as the target, with or without ``alias_of_item_id`` (RecBole
     would number them apart). Histories longer than MAX_ITEM_LIST_LENGTH are refused (RecBole would keep their oldest
@@ -126,7 +136,7 @@ def load_dataset(config):
     Raises:
         DataError: if files are missing or are not what RecBole can read.
     """
-    prepare_files(config)
+    prepare_files(config, create)
     check_columns(config)
     config["dataset_save_path"] = os.path.join(os.devnull, "no-pickle")  # never there; else RecBole opens one it finds
     config["dataloaders_save_path"] = config["dataset_save_path"]
@@ -134,11 +144,8 @@ def load_dataset(config):
     aliases = config["alias_of_item_id"] or []
     if histories and history_field(config) not in aliases:
         config["alias_of_item_id"] = [*aliases, history_field(config)]
-    try:
-        with verbatim_reader():
-            dataset = create_dataset(config)
-    except (ValueError, KeyError) as error:
-        raise DataError(f"data set {config['dataset']!r} in {config['data_path']}: {error}") from error
+    with verbatim_reader(), _one_line(config):
+        dataset = create_dataset(config)
     if histories:
         limit, longest = config["MAX_ITEM_LIST_LENGTH"], dataset.field2seqlen[history_field(config)]
         if longest > limit:
@@ -160,7 +167,11 @@ def fingerprint(dataset):
 
 
 def split(config, dataset):
-    """RecBole's train, valid and test loaders, of a sample of the rows where `train_rows`, `valid_rows` or `test_rows` ask for it."""
+    """RecBole's train, valid and test loaders, of a sample of the rows where `train_rows`, `valid_rows` or `test_rows` ask for it.
+
+    Raises:
+        DataError: the options or the data are not what RecBole can split.
+    """
     sizes = [config[name] for name in ("train_rows", "valid_rows", "test_rows")]
     if any(sizes):
         build = dataset.build
@@ -169,7 +180,21 @@ def split(config, dataset):
             return [part if size is None else sample_rows(part, size, config["rows_seed"]) for part, size in zip(build(), sizes)]
 
         dataset.build = build_sampled  # RecBole's data_preparation calls it
-    return data_preparation(config, dataset)
+    with _one_line(config):
+        return data_preparation(config, dataset)
+
+
+@contextmanager
+def _one_line(config):
+    """Inside the block, an error of RecBole's about files or options is a DataError. The log has its traceback."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, NotImplementedError, RuntimeError,
+            OverflowError, ZeroDivisionError) as error:
+        getLogger().debug("RecBole cannot read or split the data set", exc_info=True)
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise DataError(f"data set {config['dataset']!r} in {config['data_path']}: RecBole cannot read or split it with these options "
+                        f"({kind}{first_line(error)})") from error
 
 
 def sample_rows(dataset, size, seed):

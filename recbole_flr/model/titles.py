@@ -61,7 +61,8 @@ class TitleModel(nn.Module):
         self.backbone = build_backbone(config, catalog.texts[1:])
         titles = catalog.tokenize(self.backbone, config["max_title_tokens"])
         name = config["prompt"] or ("paper" if self.backbone.pretrained else "compact")
-        chunks, device = self.template(name, config["item_noun"]).chunks(self.backbone, titles), config["device"]
+        self.text_template, self.max_title_tokens = self.template(name, config["item_noun"]), config["max_title_tokens"]
+        chunks, device = self.text_template.chunks(self.backbone, titles), config["device"]
         self.collator = Collator(titles, chunks, self.backbone.pad_id).to(device)
         items = torch.from_numpy(catalog.by_popularity())
         self.trie = Trie.build(titles.take(items), items.numpy()).to(device)
@@ -372,6 +373,7 @@ class TitleModel(nn.Module):
         self.backbone.requires_grad_(False).eval()
         self.backbone.zero_grad(set_to_none=True)  # or the last gradient would count whenever gradients are clipped
         self._backbone_is_frozen = True
+        self.sharing = False  # a choice of the supervised stage, whose batches put rows that share a prefix together
 
     def train(self, mode=True):
         """As every module's, except that a frozen backbone stays without dropout."""

@@ -5,14 +5,18 @@ A subclass says which module makes its thought (or what stands in its place) and
 Shapes: B batch, L prompt tokens, T title tokens (with the end of title), G thoughts of a prompt, D width, V vocabulary.
 """
 
+from contextlib import contextmanager
+
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 from recbole_flr.contracts import LossPart, Recommender, Thinker, total_loss
 from recbole_flr.data.catalog import Catalog
+from recbole_flr.data.prompt import Collator
 from recbole_flr.decoding import item_scores
 from recbole_flr.errors import ConfigError
 from recbole_flr.model.titles import TitleModel, check_beams
+from recbole_flr.ragged import RaggedRows
 from recbole_flr.training.supervised import Supervised
 from recbole_flr.training.warmup import WarmUp
 
@@ -121,6 +125,18 @@ class Writer(TitleModel, SequentialRecommender, Recommender):
     def language_model(self):
         """The backbone."""
         return self.backbone
+
+    @contextmanager
+    def reading(self, texts):
+        """See :meth:`recbole_flr.contracts.Recommender.reading`. A text is read as the title of an item would be."""
+        before = self.collator
+        rows = RaggedRows.of([tokens[:self.max_title_tokens] + [self.backbone.end_id] for tokens in self.backbone.encode(texts)])
+        titles = RaggedRows.joined([before.titles.to("cpu"), rows])
+        self.collator = Collator(titles, self.text_template.chunks(self.backbone, titles), before.pad).to(self.device)
+        try:
+            yield
+        finally:
+            self.collator = before
 
     def save_files(self, folder):
         """The tokenizer."""

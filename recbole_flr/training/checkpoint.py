@@ -6,9 +6,9 @@ a model needs to be built again. When the run ends, `result.json` and `ranks.npz
 """
 
 import json
-import os
 import random
-import shutil
+import re
+from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
 
@@ -18,27 +18,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from recbole_flr.errors import CheckpointError
+from recbole_flr.errors import CheckpointError, first_line
+from recbole_flr.files import disk_error, new_file
+from recbole_flr.training.header import Header, Options, Weights, check_header
 
+REBUILT = {"ripple_set"}  # RippleNet draws it in its constructor, with the run's seed
 BEST, LAST, CONFIG = "best.safetensors", "last.safetensors", "run.json"
 
 
-def write_json(path, value):
-    """Write JSON to a temporary name and move it into place."""
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-    replace(temporary, path)
-
-
-def replace(temporary, path):
-    """Sync a file to the disk and move it into place, so that a kill leaves the old file or the new one."""
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def write(path, tensors, meta):
-    """Write tensors and a JSON header; a kill at any moment leaves the old file or the new one, both whole.
+    """Write tensors and a JSON header; see :func:`recbole_flr.files.new_file`.
 
     Args:
         path: file to write.
@@ -53,21 +42,15 @@ def write(path, tensors, meta):
             continue
         seen[key] = name
         stored[name] = tensor.detach().contiguous().cpu()
-    temporary = f"{path}.tmp"
-    save_file(stored, temporary, {"json": json.dumps({"meta": meta, "aliases": aliases})})
-    replace(temporary, path)
-
-
-def link(path, name):
-    """Let `name` be another name of the file at `path`, in one step; where there are no links, a copy."""
-    temporary = Path(f"{name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(path, temporary)
-    except OSError:
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, name)  # which does nothing if both are one file already
-    temporary.unlink(missing_ok=True)
+    header = json.dumps({"meta": meta, "aliases": aliases})
+    needed = len(header) + sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+    with new_file(path, needed) as temporary:
+        try:
+            save_file(stored, temporary, {"json": header})
+        except SafetensorError as error:
+            if "os error" not in str(error):
+                raise
+            raise disk_error(path, re.sub(r".*?: |\(os error.*", "", first_line(error)).strip(), needed) from error
 
 
 def read(path):
@@ -76,19 +59,40 @@ def read(path):
     Raises:
         CheckpointError: if the file is missing, cut short, or not one of ours.
     """
+    path = Path(path)
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})["json"])
+            content = json.loads((file.metadata() or {})["json"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError as error:
-        if Path(path).parent.is_dir():
-            raise CheckpointError(f"found no {path}: the run was cut short before it first saved; start it anew") from error
-        raise CheckpointError(f"found no checkpoint at {path}; expected the folder of a run, such as "
-                              "saved/FLR-movies-...") from error
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is no checkpoint of recbole_flr, or is cut short: {error}") from error
-    tensors.update({name: tensors[target] for name, target in header["aliases"].items()})
-    return tensors, header["meta"]
+        raise CheckpointError(_missing(path)) from error
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no checkpoint of recbole_flr, or is cut short: {first_line(error)}") from error
+    check_header(Header, content, path)
+    with undamaged(path):
+        tensors.update({name: tensors[target] for name, target in content["aliases"].items()})
+    return tensors, content["meta"]
+
+
+def _missing(path):
+    """What to say about a file of weights that is not there."""
+    if not path.parent.is_dir():
+        return f"found no checkpoint at {path}; expected the folder of a run, such as saved/FLR-movies-..."
+    others = sorted(other.name for other in path.parent.glob("*.safetensors"))
+    if not others:
+        return f"found no {path}: the run was cut short before it first saved; start it anew"
+    return (f"found no {path}, although the run saved it: it was removed (there are {', '.join(others)}); put it back, or start a "
+            "new run from the weights that are there with --checkpoint")
+
+
+@contextmanager
+def undamaged(path):
+    """Inside the block, what a damaged checkpoint raises is a CheckpointError that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{path} is damaged, or is no checkpoint of this run ({type(error).__name__}: {first_line(error)}); "
+                              "start the run anew") from error
 
 
 def run_folder(path):
@@ -105,11 +109,15 @@ def read_config(path):
     """
     file = run_folder(path) / CONFIG
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        options = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"found no {file}; expected the folder of a run, such as saved/FLR-movies-...") from error
-    except ValueError as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not the JSON that a run writes: {error}") from error
+    check_header(Options, options, file)
+    return options
 
 
 # optimizer
@@ -184,6 +192,8 @@ def pack_other(other):
     """
     tensors, meta = {}, {}
     for name, value in other.items():
+        if isinstance(value, torch.nn.Module) or name in REBUILT:
+            continue  # the weights of a part of the model are saved with the model's
         if isinstance(value, torch.Tensor):
             tensors[f"other.{name}"], meta[name] = value, "tensor"
         elif isinstance(value, np.ndarray):
@@ -195,7 +205,7 @@ def pack_other(other):
             meta[name] = list(matrix.shape)
         else:
             try:
-                meta[name] = {"json": json.loads(json.dumps(value))}
+                meta[name] = {"json": json.loads(json.dumps(_for_json(value)))}
             except TypeError as error:
                 raise CheckpointError(f"{name} of this model is a {type(value).__name__}, which cannot be saved without "
                                       "a pickle; call run_recbole_flr(..., saved=False)") from error
@@ -214,8 +224,28 @@ def unpack_other(tensors, meta):
             parts = [tensors[f"other.{name}.{part}"].numpy() for part in ("data", "indices", "indptr")]
             other[name] = scipy.sparse.csr_matrix(tuple(parts), shape=kind)
         else:
-            other[name] = kind["json"]
+            other[name] = _from_json(kind["json"])
     return other
+
+
+def _for_json(value):
+    """A value of lists, dicts and numbers as JSON can hold it: a dict whose keys are numbers becomes pairs."""
+    if isinstance(value, dict):
+        if all(isinstance(key, str) for key in value) and "pairs" not in value:
+            return {key: _for_json(each) for key, each in value.items()}
+        return {"pairs": [[_for_json(key), _for_json(each)] for key, each in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_for_json(each) for each in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _from_json(value):
+    """Inverse of :func:`_for_json`; tuples become lists."""
+    if isinstance(value, dict):
+        if value.keys() == {"pairs"}:
+            return {key: _from_json(each) for key, each in value["pairs"]}
+        return {key: _from_json(each) for key, each in value.items()}
+    return [_from_json(each) for each in value] if isinstance(value, list) else value
 
 
 # validation ranks
@@ -282,3 +312,22 @@ def unpack_model(model, tensors, meta):
     if elsewhere:
         model.keep_saving(elsewhere - set(missing))
     model.load_other_parameter(unpack_other(tensors, meta["other"]))
+
+
+def load_weights(model, path, check=None):
+    """Put the weights of a file into a model.
+
+    Args:
+        model: of the run's options.
+        path: of the file.
+        check: called with the checkpoint's meta before anything is put into the model.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or does not fit the model.
+    """
+    tensors, meta = read(path)
+    check_header(Weights, meta, path)
+    if check is not None:
+        check(meta)
+    with undamaged(path):
+        unpack_model(model, tensors, meta)

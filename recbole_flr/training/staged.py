@@ -6,6 +6,7 @@ from recbole.utils import set_color
 from tqdm import tqdm
 
 from recbole_flr.errors import CheckpointError, ConfigError
+from recbole_flr.files import link
 from recbole_flr.result import duration
 from recbole_flr.trainer import SafeCheckpoints
 from recbole_flr.training import checkpoint
@@ -39,6 +40,11 @@ class StagedTrainer(SafeCheckpoints, Trainer):
     def stage(self):
         """The stage in progress."""
         return self.stages[self.stage_name]
+
+    @property
+    def rate_option(self):
+        """Name of the option with the learning rate of the stage in progress."""
+        return f"{self.stage.prefix}learning_rate"
 
     def _before(self):
         """Name of the stage that ran right before the present one in this run; None for the first."""
@@ -93,7 +99,7 @@ class StagedTrainer(SafeCheckpoints, Trainer):
             if not self._resumed:
                 self._begin(stage, valid_data, saved, show_progress)
             validated = valid_data if stage.validated else None
-            result = super().fit(stage.loader(train_data), validated, verbose, saved, show_progress, callback_fn)
+            super().fit(stage.loader(train_data), validated, verbose, saved, show_progress, callback_fn)
             if verbose:
                 self.logger.info(f"Stage {stage.name} took {duration(self.records[stage.name]['seconds'])}")
             later = list(self.stages)[list(self.stages).index(stage.name) + 1:]
@@ -149,7 +155,7 @@ class StagedTrainer(SafeCheckpoints, Trainer):
 
     def _publish(self, name):
         """Let `best.safetensors` be a stage's weights: one more name of the same file."""
-        checkpoint.link(self.stage_file(name), self.folder / checkpoint.BEST)
+        link(self.stage_file(name), self.folder / checkpoint.BEST)
 
     def _progress(self):
         return {**super()._progress(), "results": [[name, *result] for name, result in self.results.items()]}

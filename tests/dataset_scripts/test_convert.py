@@ -823,7 +823,7 @@ OPTIONS = [  # option, its text, keyword, value
     ("--meta-columns", "item=i,title=a=b", "meta_columns", {"item": "i", "title": "a=b"}),
            ("--format", "tsv", "format", "tsv"),
     ("--meta-format", "amazon-2023", "meta_format", "amazon-2023"), ("--delimiter", ";", "delimiter", ";"),
-           ("--quote", "", "quote", ""),
+           ("--quote", "", "quote", ""), ("--encoding", "latin-1", "encoding", "latin-1"),
     ("--time-unit", "ms", "time_unit", "ms"), ("--time-format", "%Y", "time_format", "%Y"),
            ("--start", "none", "start", "none"),
     ("--end", "2018-01-01", "end", "2018-01-01"), ("--k", "2", "k", 2), ("--min-items", "4", "min_items", 4),

@@ -518,11 +518,11 @@ def failed(done, message):
 
 
 def one_line(out, err, message):
-    """Checks for one line `error: ...` at the end of stderr, and nothing else but the log: no output, no traceback."""
+    """Checks for one line `error: ...` at the end of stderr, and nothing else but the log and the table of counts: no traceback."""
     assert out == ""
     *log, last = err.splitlines()
     assert last.startswith("error: ") and message in last
-    assert [line for line in log if not line.startswith("window ")] == []
+    assert [line for line in log if not line.startswith(("window ", "lines ", "- ", "metadata lines "))] == []
 
 
 @pytest.mark.parametrize("what, message", [

@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse
 import torch
 
-from recbole_flr.errors import CheckpointError
+from recbole_flr.errors import CheckpointError, DiskError
 from recbole_flr.training import checkpoint
 
 
@@ -34,8 +34,9 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    with pytest.raises(OSError):
+    with pytest.raises(DiskError, match="no space left on device; it needs 35 bytes, .* are free there"):
         checkpoint.write(path, {"a": torch.zeros(2)}, {})
+    assert [each.name for each in tmp_path.iterdir()] == ["x.safetensors"]
     assert torch.equal(checkpoint.read(path)[0]["a"], torch.ones(2))
 
 
@@ -53,6 +54,9 @@ def test_a_truncated_file_and_missing_files_are_clear_errors(tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(CheckpointError, match="cut short"):
         checkpoint.read(path)
+    with pytest.raises(CheckpointError, match=r"although the run saved it: it was removed \(there are x.safetensors\)"):
+        checkpoint.read(tmp_path / "none.safetensors")
+    path.unlink()
     with pytest.raises(CheckpointError, match="before it first saved; start it anew"):
         checkpoint.read(tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match="found no checkpoint"):

@@ -1,0 +1,172 @@
+"""What a run needs before it starts: one process, and for some of RecBole's models labels, features or other data.
+
+RecBole fails without these in places far from the cause. Here such a run is refused before anything is written, with the option
+that gives what is missing. docs/recbole_models.md lists the models.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+
+from recbole.utils import ModelType
+
+from recbole_flr.allowed_values import accepts
+from recbole_flr.errors import ConfigError, DataError
+from recbole_flr.protocol import WITHOUT_CUTOFF
+
+FEATURE_MODELS = ("FDSA", "GRU4RecF", "SASRecF")  # sequential models that read features of the items
+CPR_MODELS = ("GRU4RecCPR", "SASRecCPR")
+PACKAGES = {"KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter", "NCL": "faiss"}  # model -> package that it imports late
+PRETRAINED = {  # model -> (field that is loaded, what it holds)
+    "GRU4RecKG": {"ent_id": "vectors of the entities"},
+    "KSR": {"ent_id": "vectors of the entities", "rel_id": "vectors of the relations"},
+}
+# Options that name weights of an earlier run of RecBole, which are pickles
+PICKLED_WEIGHTS = ("pre_model_path", "mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "warm_up")
+STAGED_BY_PICKLES = ("RaCT", "S3Rec")  # their first stage writes a pickle, which their next stage reads
+
+
+def check_processes(options, environment=os.environ):
+    """Refuse more than one process: each would train a copy of its own.
+
+    Args:
+        options (dict): what a user gave; `nproc` and `world_size` count.
+        environment: `WORLD_SIZE`, which torchrun sets, counts.
+
+    Raises:
+        ConfigError: says where more than one process is asked for.
+    """
+    asked = {name: options[name] for name in ("nproc", "world_size") if options.get(name) is not None}
+    if environment.get("WORLD_SIZE"):
+        asked["WORLD_SIZE (torchrun sets it)"] = environment["WORLD_SIZE"]
+    for name, value in asked.items():
+        if not (accepts("int", value) or str(value).strip().lstrip("-").isdigit()) or int(value) > 1:
+            raise ConfigError(f"{name}: found {value!r}, expected 1: a run has one process, and several would train independent "
+                              "copies; start it without torchrun, nproc and world_size")
+
+
+def check_needs(config):
+    """Refuse a run of a RecBole model whose options do not give what the model needs.
+
+    Args:
+        config: :class:`recbole_flr.config.Config`.
+
+    Raises:
+        ConfigError: says what is missing, and which option gives it.
+    """
+    model = config["model"]
+    if model in PACKAGES and importlib.util.find_spec(PACKAGES[model]) is None:
+        raise ConfigError(f"model: {model} needs the package {PACKAGES[model]}, which is not installed; install it (pip calls faiss faiss-cpu)"
+                          if PACKAGES[model] == "faiss" else f"model: {model} needs the package {PACKAGES[model]}, which is not installed; "
+                          "install it")
+    if model in STAGED_BY_PICKLES:
+        raise ConfigError(f"model: {model} is trained in stages that hand on pickles, which recbole_flr never reads or writes; "
+                          "train it with RecBole itself")
+    for name in PICKLED_WEIGHTS:
+        if config.external_config_dict.get(name):
+            raise ConfigError(f"{name}: found {config[name]!r}, the weights of another run of RecBole; they are pickles, which "
+                              "recbole_flr never reads; leave it out")
+    if config["MODEL_TYPE"] == ModelType.CONTEXT:
+        _check_label(config)
+    if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
+        _check_graph(config)
+    features = config["selected_features"] if model in FEATURE_MODELS else []
+    missing = [name for name in features if name not in _columns(config, "item")]
+    if missing:
+        raise ConfigError(f"selected_features: found {missing[0]!r}, which load_col does not load; {model} needs columns of the "
+                          f".item file: name them in both, such as --selected_features=\"{features}\" "
+                          + _load_col(config, item=[config["ITEM_ID_FIELD"], *features]))
+    if model in PRETRAINED:
+        _check_graph(config)
+    for field, what in PRETRAINED.get(model, {}).items():
+        if field not in (config["preload_weight"] or {}):
+            raise ConfigError(f"preload_weight: found no {field!r}; {model} needs {what} that were trained before, in a file of "
+                              "their own (additional_feat_suffix); docs/recbole_models.md has an example")
+
+
+def _columns(config, kind):
+    """The columns that `load_col` loads of one kind of file; all columns count as loaded if it is null."""
+    load_col = config["load_col"]
+    return (load_col.get(kind) or []) if isinstance(load_col, dict) else _All()
+
+
+class _All:
+    """Contains everything."""
+
+    def __contains__(self, item):
+        return True
+
+
+def _load_col(config, **more):
+    """The option `load_col` with more columns, as one writes it in a shell."""
+    load_col = config["load_col"] if isinstance(config["load_col"], dict) else {}
+    return f'--load_col="{dict(load_col, **more)}"'
+
+
+def _check_label(config):
+    """A context-aware model predicts a label between 0 and 1: it needs a column, a threshold on one, or negative samples."""
+    label, threshold = config["LABEL_FIELD"], config["threshold"]
+    inter = _columns(config, "inter")
+    samples = (config["train_neg_sample_args"] or {}).get("distribution", "none") != "none"
+    if threshold:
+        missing = [name for name in threshold if name not in inter]
+        if missing:
+            columns = [*(inter if isinstance(inter, list) else []), missing[0]]
+            raise ConfigError(f"threshold: found {missing[0]!r}, which load_col does not load; add it: "
+                              + _load_col(config, inter=columns))
+        return
+    if samples or (isinstance(inter, list) and label in inter):
+        return
+    if not isinstance(inter, list):  # all columns are loaded, and RecBole refuses a label that is not among them
+        return
+    raise ConfigError(f"model: {config['model']} predicts a label, and the options give none. Make it of ratings with "
+                      f"--threshold=\"{{'rating': 4}}\" {_load_col(config, inter=[*inter, 'rating'])}, or name a column "
+                      f"of 0 and 1 with --LABEL_FIELD=COLUMN and add it to load_col")
+
+
+def _check_graph(config):
+    """A knowledge-aware model needs the files of the graph, and must load them."""
+    fields = {
+        "kg": [config["HEAD_ENTITY_ID_FIELD"], config["RELATION_ID_FIELD"], config["TAIL_ENTITY_ID_FIELD"]],
+        "link": [config["ITEM_ID_FIELD"], config["ENTITY_ID_FIELD"]],
+    }
+    for kind in fields:
+        path = Path(config["data_path"]) / f"{config['dataset']}.{kind}"
+        if not path.is_file():
+            raise DataError(f"found no {path}; {config['model']} needs a knowledge graph: the files .kg (triples) and .link (the "
+                            "entity of each item) of RecBole's atomic files")
+    missing = [kind for kind, names in fields.items() if any(name not in _columns(config, kind) for name in names)]
+    if missing:
+        raise ConfigError(f"load_col: found no columns of the .{missing[0]} file; {config['model']} needs the knowledge graph: "
+                          + _load_col(config, **fields))
+
+
+def check_sizes(config, dataset):
+    """Refuse a data set that is too small for the ranking.
+
+    Args:
+        config: :class:`recbole_flr.config.Config`.
+        dataset: RecBole's whole data set.
+
+    Raises:
+        DataError: fewer than two items.
+        ConfigError: a cut-off, or a list of candidates, is longer than the list of all items.
+    """
+    items = dataset.item_num - 1
+    if items < 2:
+        raise DataError(f"data set {config['dataset']!r}: found {items} item, expected at least 2: there is nothing to rank")
+    longest = max(_as_list(config["topk"]))
+    ranked = [name for name in _as_list(config["metrics"]) if name.lower() not in WITHOUT_CUTOFF]
+    if ranked and longest > items:
+        raise ConfigError(f"topk: found {longest}, expected at most {items}, the number of items of {config['dataset']!r}")
+    fewest = min(items, dataset.user_num - 1)
+    if config["model"] == "NCL" and config["num_clusters"] > fewest:
+        raise ConfigError(f"num_clusters: found {config['num_clusters']}, expected at most {fewest}, the number of items or users")
+    if config["model"] in CPR_MODELS:
+        most = max(int(number) for number in str(config["reranker_CAN_NUM"]).split(","))
+        if most > items:
+            raise ConfigError(f"reranker_CAN_NUM: found {most}, expected at most {items}, the number of items")
+
+
+def _as_list(value):
+    return list(value) if isinstance(value, (list, tuple)) else [value]
