@@ -249,7 +249,7 @@ def help_options(module, word=None):
     if module.startswith("benchmarks."):  # to import all of them would take long, so their names are found in the source
         files = {ROOT / "benchmarks" / f"{name}.py" for name in (module.removeprefix("benchmarks."), "harness", "made_up")}
         return set(re.findall(r"[\"'](?:--)?([a-z][a-z-]*)[\"'][:,]", "\n".join(map(text_of, files))))
-    main = command.recommend_main if word == "recommend" else importlib.import_module(module).main
+    main = vars(command)[f"{word}_main"] if word in ("recommend", "export") else importlib.import_module(module).main
     with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
         main(["--help"])
     return set(re.findall(r"--([a-z][\w-]*)", printed.getvalue()))
