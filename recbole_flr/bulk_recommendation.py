@@ -39,7 +39,7 @@ ROWS_PER_PART = 10_000
 class Counts:
     """Rows that were ranked, users that were left out, and unknown items in histories."""
 
-    ranked: int = 0
+    users: int = 0
     skipped_users: int = 0
     unknown_items: int = 0
 
@@ -66,7 +66,7 @@ def recommend_many(checkpoint, users, out, k=10, skip_unknown=False, config_dict
         rows_per_part: users in a part.
 
     Returns:
-        dict: users (ranked rows), skipped_users, unknown_items, seconds.
+        dict: users (ranked rows), skipped_users, unknown_items, seconds, and ranking_seconds, which leave out the loading.
 
     Raises:
         ConfigError: for an output or a number of items that cannot be.
@@ -98,13 +98,14 @@ def recommend_many(checkpoint, users, out, k=10, skip_unknown=False, config_dict
     ranker, done = _Ranker(config, model, dataset, k), parts.done * rows_per_part
     if done:
         getLogger().warning(f"{out}: an earlier command was stopped; going on after {done} users.")
+    loading = perf_counter() - start
     with tqdm(total=source.total, initial=done, unit=" users", dynamic_ncols=True, disable=not show_progress) as bar:
         for batch, counts in source.parts(done, rows_per_part):
             parts.add(None if batch is None else ranker.rank(batch, bar), counts)
             bar.update(counts.skipped_users)
     parts.join(out)
-    return {"users": parts.total.ranked, "skipped_users": parts.total.skipped_users,
-            "unknown_items": parts.total.unknown_items, "seconds": round(perf_counter() - start, 2)}
+    seconds = perf_counter() - start
+    return {**vars(parts.total), "seconds": round(seconds, 2), "ranking_seconds": round(seconds - loading, 2)}
 
 
 def describe(summary, out):
@@ -140,7 +141,7 @@ class _InDataSet:
         """Yield (users, counts) of each part from row `start` (from 0) on."""
         for first in range(start, self.total, size):
             chosen = np.arange(first, min(first + size, self.total))
-            yield _Users(chosen + 1, self.names[chosen], self.interaction(chosen)), Counts(ranked=len(chosen))
+            yield _Users(chosen + 1, self.names[chosen], self.interaction(chosen)), Counts(users=len(chosen))
 
 
 class _TestRows(_InDataSet):
@@ -207,7 +208,7 @@ class _FileRows:
                     rows.append(row)
                     names.append(name)
                     histories.append(known)
-            counts.ranked, counts.skipped_users = len(rows), len(part) - len(rows)
+            counts.users, counts.skipped_users = len(rows), len(part) - len(rows)
             if not rows:
                 yield None, counts
                 continue

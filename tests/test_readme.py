@@ -250,7 +250,8 @@ def help_options(module, word=None):
     if module.startswith("benchmarks."):  # to import all of them would take long, so their names are found in the source
         files = {ROOT / "benchmarks" / f"{name}.py" for name in (module.removeprefix("benchmarks."), "harness", "made_up")}
         return set(re.findall(r"[\"'](?:--)?([a-z][a-z-]*)[\"'][:,]", "\n".join(map(text_of, files))))
-    commands = {"recommend": command.recommend_main, "report": report_main}
+    commands = {"recommend": command.recommend_main, "report": report_main, "export": command.export_main,
+                "backbone": command.backbone_main}
     main = commands[word] if word in commands else importlib.import_module(module).main
     with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
         main(["--help"])

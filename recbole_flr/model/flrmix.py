@@ -384,6 +384,10 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
 
     # for other programs
 
+    def language_model(self):
+        """The backbone, if titles are read."""
+        return self.reader.backbone if self.reader.reads_text else None
+
     def retrieval(self, interaction):
         """See :meth:`recbole_flr.contracts.Recommender.retrieval`."""
         return self._distribution(self.think(self.read_context(interaction)))
