@@ -20,6 +20,8 @@ THOUGHT = "<|Thought|>"
 END_OF_TITLE = "<|endoftitle|>"
 START = "<|start|>"
 PAD = "<|pad|>"
+EXPECTED = ("'compact', the folder of a saved transformers model with safetensors weights, or a hub name that this machine can "
+            "reach")  # for the option backbone
 
 
 def train_tokenizer(texts, vocab_size):
@@ -240,8 +242,7 @@ def build_backbone(config, texts):
         )
         lm = compact_lm(config, tokenizer).to(dtype)
     else:
-        check_model(config["backbone"], "backbone", "'compact', the folder of a saved transformers model with safetensors weights, or "
-                                                    "a hub name that this machine can reach")
+        check_model(config["backbone"], "backbone", EXPECTED)
         tokenizer = load_tokenizer(config["tokenizer"] or config["backbone"])
         try:
             lm = AutoModelForCausalLM.from_pretrained(
@@ -250,9 +251,7 @@ def build_backbone(config, texts):
             )
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"backbone: found {config['backbone']!r}, which could not be loaded ({first_line(error)}); expected "
-                "'compact', the folder of a saved transformers model with safetensors weights, or a hub name that "
-                "this machine can reach"
+                f"backbone: found {config['backbone']!r}, which could not be loaded ({first_line(error)}); expected {EXPECTED}"
             ) from error
     try:
         backbone = Backbone(
