@@ -26,7 +26,8 @@ from pathlib import Path
 from benchmarks.harness import parser, surroundings, write_json
 from benchmarks.recbole_models import write_dataset
 
-SMALL = ["--dataset=every", "--show_progress=False", "--epochs=3", "--train_batch_size=32", "--eval_batch_size=64", "--use_gpu=False"]
+SMALL = ["--dataset=every", "--show_progress=False", "--epochs=3", "--train_batch_size=32", "--eval_batch_size=64",
+         "--use_gpu=False"]
 TINY_LM = ["--compact_vocab_size=320", "--compact_hidden_size=16", "--compact_heads=2", "--compact_layers=1", "--warmup_epochs=3",
            "--pack_length=64", "--grpo_epochs=2", "--group_size=3", "--grpo_stopping_step=5", "--num_beams=10"]
 RUNS = {  # what is killed -> the options of the run, and the line of its log with which the moments of the kills begin

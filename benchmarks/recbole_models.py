@@ -29,8 +29,14 @@ from recbole_flr.quick_start import load_data_and_model, run_recbole_flr
 
 SECONDS = 60  # the longest time of one model; each takes a second or two
 BASE = {
-    "epochs": 1, "train_batch_size": 64, "eval_batch_size": 64, "state": "ERROR", "show_progress": False, "topk": [5],
-    "valid_metric": "NDCG@5", "use_gpu": False,
+    "epochs": 1,
+    "train_batch_size": 64,
+    "eval_batch_size": 64,
+    "state": "ERROR",
+    "show_progress": False,
+    "topk": [5],
+    "valid_metric": "NDCG@5",
+    "use_gpu": False,
 }
 FEATURES = {"user": ["user_id", "age"], "item": ["item_id", "genre"]}
 RATED = ["user_id", "item_id", "rating", "timestamp"]
@@ -39,11 +45,14 @@ GIVEN = {  # what a model needs -> options that name it
     "a label": {"threshold": {"rating": 3}, "load_col": {"inter": RATED, **FEATURES}},
     "a knowledge graph": {"load_col": GRAPH},
     "features of items": {
-        "load_col": {"inter": RATED, "item": FEATURES["item"]}, "selected_features": ["genre"],
+        "load_col": {"inter": RATED, "item": FEATURES["item"]},
+        "selected_features": ["genre"],
     },
     "a knowledge graph with vectors": {
         "load_col": {**GRAPH, "ent": ["ent_id", "ent_emb"], "rel": ["rel_id", "rel_emb"]},
-        "additional_feat_suffix": ["ent", "rel"], "alias_of_entity_id": ["ent_id"], "alias_of_relation_id": ["rel_id"],
+        "additional_feat_suffix": ["ent", "rel"],
+        "alias_of_entity_id": ["ent_id"],
+        "alias_of_relation_id": ["rel_id"],
         "preload_weight": {"ent_id": "ent_emb", "rel_id": "rel_emb"},
     },
 }
@@ -104,18 +113,30 @@ def write_dataset(folder, name="every", users=40, items=120, seed=0):
         lines = ["\t".join(header), *("\t".join(map(str, row)) for row in rows)]
         (folder / f"{name}.{kind}").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    rows = [(f"u{user}", f"i{item}", rng.integers(1, 6), 100 * user + time)
-            for user in range(users) for time, item in enumerate(rng.permutation(items)[:15])]
+    rows = [
+        (f"u{user}", f"i{item}", rng.integers(1, 6), 100 * user + time)
+        for user in range(users)
+        for time, item in enumerate(rng.permutation(items)[:15])
+    ]
     table("inter", ["user_id:token", "item_id:token", "rating:float", "timestamp:float"], rows)
     table("user", ["user_id:token", "age:token"], [(f"u{user}", rng.integers(20, 30)) for user in range(users)])
-    table("item", ["item_id:token", "title:token", "genre:token_seq"],
-          [(f"i{item}", f"Title {item}", f"g{item % 4} g{item % 3}") for item in range(items)])
+    table(
+        "item",
+        ["item_id:token", "title:token", "genre:token_seq"],
+        [(f"i{item}", f"Title {item}", f"g{item % 4} g{item % 3}") for item in range(items)],
+    )
     table("link", ["item_id:token", "entity_id:token"], [(f"i{item}", f"e{item}") for item in range(items)])
-    table("kg", ["head_id:token", "relation_id:token", "tail_id:token"],
-          [(f"e{head}", f"r{head % 3}", f"e{rng.integers(0, items + 10)}") for head in range(items) for _ in range(3)])
+    table(
+        "kg",
+        ["head_id:token", "relation_id:token", "tail_id:token"],
+        [(f"e{head}", f"r{head % 3}", f"e{rng.integers(0, items + 10)}") for head in range(items) for _ in range(3)],
+    )
     for kind, letter, count in (("ent", "e", items + 10), ("rel", "r", 3)):
-        table(kind, [f"{kind}_id:token", f"{kind}_emb:float_seq"],
-              [(f"{letter}{number}", " ".join(f"{value:.3f}" for value in rng.normal(size=64))) for number in range(count)])
+        table(
+            kind,
+            [f"{kind}_id:token", f"{kind}_emb:float_seq"],
+            [(f"{letter}{number}", " ".join(f"{value:.3f}" for value in rng.normal(size=64))) for number in range(count)],
+        )
     return folder.parent
 
 
@@ -134,7 +155,7 @@ def try_model(name, data_path, options):
         warnings.simplefilter("ignore")
         try:
             run_recbole_flr(name, "every", config_dict=options)
-            folder, = set(Path("saved").glob("*")) - before
+            (folder,) = set(Path("saved").glob("*")) - before
             load_data_and_model(folder)
         except FLRError as error:
             return first_line(error)
@@ -162,7 +183,10 @@ def need_of(name):
     except FLRError:
         return None
     by_kind = {ModelType.CONTEXT: "a label", ModelType.KNOWLEDGE: "a knowledge graph"}
-    by_name = {**dict.fromkeys(FEATURE_MODELS, "features of items"), **dict.fromkeys(PRETRAINED, "a knowledge graph with vectors")}
+    by_name = {
+        **dict.fromkeys(FEATURE_MODELS, "features of items"),
+        **dict.fromkeys(PRETRAINED, "a knowledge graph with vectors"),
+    }
     return by_name.get(name, by_kind.get(kind))
 
 
@@ -193,13 +217,20 @@ def survey(data_path, names=None, each=lambda *row: None):
 
 
 def _kind(name):
-    return str(registry.get_model(name).type).rpartition(".")[2].lower().replace("context", "context-aware").replace(
-        "knowledge", "knowledge-aware")
+    return (
+        str(registry.get_model(name).type)
+        .rpartition(".")[2]
+        .lower()
+        .replace("context", "context-aware")
+        .replace("knowledge", "knowledge-aware")
+    )
 
 
 def document(rows):
     """The page docs/recbole_models.md."""
-    lines = [HEAD.format(version=recbole.__version__, runs=sum(state.startswith("runs") for _, _, state, _ in rows), all=len(rows))]
+    lines = [
+        HEAD.format(version=recbole.__version__, runs=sum(state.startswith("runs") for _, _, state, _ in rows), all=len(rows))
+    ]
     for name, kind, state, note in rows:
         text = note.removeprefix("model: ").replace("|", "\\|").replace("<", "\\<")
         lines.append(f"| `{name}` | {kind} | {state} | {text} |\n")

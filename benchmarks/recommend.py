@@ -32,6 +32,7 @@ NUMBERS = {  # option: default, least, meaning
 }
 MODELS = {  # in the made-up shop: model, encoder -> options
     ("FLRMix", "items"): {}, ("FLR", "compact"): {"warmup_epochs": 0},
+    ("FLRMix", "compact"): {"backbone": "compact", "warmup_epochs": 0},
 }
 
 

@@ -27,7 +27,7 @@ class Check(threading.Thread):
         ends_open: whether anything but white space follows the last line feed.
         quotes: number of quote characters, for CSV and TSV with a quote.
         ends_quoted: whether the file ends inside a quoted field, for CSV and TSV with a quote.
-        not_utf8: (line, byte) of the first byte that is not UTF-8, the line counted from 1; None if there is none. For text files.
+        not_utf8: (line, byte) of the first byte that is not UTF-8, the line counted from 1; None without one. For text files.
         steps: line feeds in the first 0, 1, 2, ... times `STEP` bytes, for files that are not compressed.
     """
 

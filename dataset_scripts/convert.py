@@ -106,8 +106,8 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
         dict: what was read, dropped and written, as in the report; see `dataset_scripts.report`.
 
     Raises:
-        DataError: a file cannot be read or written, has no valid line, or leaves too little. Its attribute `report` is a dict with
-            the counts up to there.
+        DataError: a file cannot be read or written, has no valid line, or leaves too little. Its attribute `report` has the
+            counts up to there.
         ConfigError: an option has an impossible value.
     """
     given = {option: value for option, value in locals().items() if option not in _NOT_REPORTED}

@@ -75,4 +75,6 @@ def _opened(path, compression):
     if compression == "gzip":
         return gzip.open(path)
     raw = open(path, "rb")
-    return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True) if compression == "zstd" else raw
+    return (
+        zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True) if compression == "zstd" else raw
+    )

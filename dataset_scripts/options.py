@@ -83,7 +83,7 @@ def _shares(text):
     except ValueError:
         raise argparse.ArgumentTypeError(f"found {text!r}; expected three numbers such as 0.8,0.1,0.1") from None
     if 0 in shares:
-        raise argparse.ArgumentTypeError(f"found {text!r}; expected three shares above 0: a run needs rows of train, valid and test")
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected three shares above 0, as a run needs all three parts")
     return shares
 
 

@@ -49,6 +49,7 @@ def print_counts(report, file=None):
     rows = [("lines", report.get("lines"), "")]
     rows += [("- " + label, report.get(key), notes.get(key, "")) for key, label in _DROPPED.items()]
     share = f"{report.get('items_sharing_title', 0):,} share a title; {report.get('distinct_titles', 0):,} titles"
+    of_items = f"{report.get('meta_malformed', 0):,} malformed; {report.get('titled', 0):,} items with a title"
     rows += [
         ("= kept", report.get("kept"), f"{report.get('first')} to {report.get('last')}"),
         ("users", report.get("users"), ""),
@@ -56,7 +57,7 @@ def print_counts(report, file=None):
         ("ids percent-encoded", report.get("escaped_ids"), ""),
         ("density", f"{report['density']:.2e}" if "density" in report else None, ""),
         *((part, report.get(part), "rows") for part in ("train", "valid", "test")),
-        ("metadata lines", report.get("meta"), f"{report.get('meta_malformed', 0):,} malformed; {report.get('titled', 0):,} items with a title"),
+        ("metadata lines", report.get("meta"), of_items),
     ]
     if len(report.get("windows", ())) > 1:
         rows += [("window from", start, f"{items:,} items") for start, items in report["windows"]]

@@ -118,7 +118,8 @@ def review_query(rows, *, with_rating, unit, format, now, min_rating):
         doubtful, user IS NULL AND item IS NULL AND time IS NULL AS nothing"""
     well = f"state IN ({OK}, {LOW_RATING})"
     return f"""SELECT state, CASE WHEN {well} THEN user END AS user, CASE WHEN {well} THEN item END AS item,
-        rating, time, unit, CASE WHEN state = {MALFORMED} AND time IS NULL THEN left(written, 40) END AS unread_time FROM (SELECT *, {state} AS state FROM (SELECT {columns} FROM {rows}))"""
+        rating, time, unit, CASE WHEN state = {MALFORMED} AND time IS NULL THEN left(written, 40) END AS unread_time
+        FROM (SELECT *, {state} AS state FROM (SELECT {columns} FROM {rows}))"""
 
 
 def compact_dates(table):

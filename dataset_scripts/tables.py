@@ -83,7 +83,8 @@ def load_reviews(database, report, source, columns, options, show_progress):
     _check_times(database, source, report, options, unread, counted)
     if malformed == total:
         expected = ", ".join(log_columns.values())
-        raise DataError(f"{source.path}: no valid review among {total} lines; expected lines with {expected}" + encoding_hint(report))
+        raise DataError(f"{source.path}: no valid review among {total} lines; expected lines with {expected}"
+                        + encoding_hint(report))
     if untitled and not any(titled.values()):
         raise DataError(f"{source.path}: none of its {total - malformed} reviews is of an item with a usable title; do "
                         "the two files belong together?" + encoding_hint(report))  # fmt: skip
@@ -100,14 +101,14 @@ def _check_times(database, source, report, options, unread, counted):
     good = counted.get(rules.OK, 0) + counted.get(rules.LOW_RATING, 0)
     if report["bad_times"] and not good:
         units = ", ".join(report["time_units"])
-        raise DataError(f"{source.path}: none of its {n_read} reviews has a usable time: {report['bad_times']} are not positive or lie in "
-                        f"the future, read as {units} since 1970; say what they are with --time-unit, or with --time-format "
-                        "(such as %Y%m%d%H%M%S for 20240301120000)")
+        raise DataError(f"{source.path}: none of its {n_read} reviews has a usable time: {report['bad_times']} are not positive "
+                        f"or lie in the future, read as {units} since 1970; say what they are with --time-unit, or with "
+                        "--time-format (such as %Y%m%d%H%M%S for 20240301120000)")
     if options["unit"] == "auto" and not options["format"] and good:
         n_dates, example = database.rows(rules.compact_dates("reviews"))[0]
         if n_dates > 0.9 * good:
-            raise DataError(f"{source.path}: {n_dates} of {good} times look like dates without separators, such as {example}; say so "
-                            "with --time-format %Y%m%d (or, if they are seconds of the year 1970, with --time-unit s)")
+            raise DataError(f"{source.path}: {n_dates} of {good} times look like dates without separators, such as {example}; "
+                            "say so with --time-format %Y%m%d (or, if they are seconds of the year 1970, with --time-unit s)")
 
 
 def _note_encoding(report, source, check):
@@ -122,8 +123,8 @@ def encoding_hint(report):
     found = next(iter(report.get("not_utf8", ())), None)
     if not found:
         return ""
-    return (f"; line {found['line']} of {found['file']} has the byte {found['byte']}, which is not UTF-8, and such lines are malformed: "
-            "if the file has another encoding, name it, such as --encoding latin-1 or cp1252")
+    return (f"; line {found['line']} of {found['file']} has the byte {found['byte']}, which is not UTF-8, and such lines are "
+            "malformed: if the file has another encoding, name it, such as --encoding latin-1 or cp1252")
 
 
 def keep_reviews(database, report, start, end, k, min_items, step_months, drop_repeats, with_rating):

@@ -23,12 +23,14 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 NUMBER = r"-?\d+(?:\.\d+)?"
 ALTERNATIVE = re.compile(
-    rf"(?P<word>[A-Za-z]\w*)(?:\s*(?P<sign>>=|>)\s*(?P<low>{NUMBER})|\s+in\s+\[(?P<least>{NUMBER}),\s*(?P<most>{NUMBER})(?P<end>[\])]))?"
+    rf"(?P<word>[A-Za-z]\w*)(?:\s*(?P<sign>>=|>)\s*(?P<low>{NUMBER})"
+    rf"|\s+in\s+\[(?P<least>{NUMBER}),\s*(?P<most>{NUMBER})(?P<end>[\])]))?"
 )
 TYPES = {"bool": bool, "str": str, "list": list | tuple, "dict": dict, "null": None}
 NUMBERS = {"int": int, "float": float}
 NOT_TEXT = {"true", "false", "yes", "no", "on", "off"}  # yaml reads these words as a bool
-LANGUAGE = "int, float (both also as 'int >= 1', 'float > 0', 'float in [0, 1]' or 'float in [0, 1)'), bool, str, list, dict, null or other words"
+LANGUAGE = ("int, float (both also as 'int >= 1', 'float > 0', 'float in [0, 1]' or 'float in [0, 1)'), bool, str, list, dict, "
+            "null or other words")
 # Names of types elsewhere. Taken as words, they would declare an option that accepts only this text.
 FOREIGN = {"integer", "string", "boolean", "number", "double", "array", "tuple", "mapping", "any"}
 

@@ -187,7 +187,8 @@ def recommend_main(arguments=None):
 def _as_json(answer):
     """JSON in which every character that a terminal obeys is an escape."""
     text = json.dumps(answer, ensure_ascii=False, indent=1)
-    return re.sub(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+    obeyed = r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"  # json.dumps escapes those below \x20
+    return re.sub(obeyed, lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _as_text(answer):

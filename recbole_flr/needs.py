@@ -16,7 +16,8 @@ from recbole_flr.protocol import WITHOUT_CUTOFF
 
 FEATURE_MODELS = ("FDSA", "GRU4RecF", "SASRecF")  # sequential models that read features of the items
 CPR_MODELS = ("GRU4RecCPR", "SASRecCPR")
-PACKAGES = {"KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter", "NCL": "faiss"}  # model -> package that it imports late
+PACKAGES = {"KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter", "NCL": "faiss"}  # model -> what it imports late
+PIP_NAMES = {"faiss": "faiss-cpu", "torch_scatter": "torch-scatter"}
 PRETRAINED = {  # model -> (field that is loaded, what it holds)
     "GRU4RecKG": {"ent_id": "vectors of the entities"},
     "KSR": {"ent_id": "vectors of the entities", "rel_id": "vectors of the relations"},
@@ -41,8 +42,10 @@ def check_processes(options, environment=os.environ):
         asked["WORLD_SIZE (torchrun sets it)"] = environment["WORLD_SIZE"]
     for name, value in asked.items():
         if not (accepts("int", value) or str(value).strip().lstrip("-").isdigit()) or int(value) > 1:
-            raise ConfigError(f"{name}: found {value!r}, expected 1: a run has one process, and several would train independent "
-                              "copies; start it without torchrun, nproc and world_size")
+            raise ConfigError(
+                f"{name}: found {value!r}, expected 1: a run has one process, and several would train independent "
+                "copies; start it without torchrun, nproc and world_size"
+            )
 
 
 def check_needs(config):
@@ -56,16 +59,22 @@ def check_needs(config):
     """
     model = config["model"]
     if model in PACKAGES and importlib.util.find_spec(PACKAGES[model]) is None:
-        raise ConfigError(f"model: {model} needs the package {PACKAGES[model]}, which is not installed; install it (pip calls faiss faiss-cpu)"
-                          if PACKAGES[model] == "faiss" else f"model: {model} needs the package {PACKAGES[model]}, which is not installed; "
-                          "install it")
+        package = PACKAGES[model]
+        raise ConfigError(
+            f"model: {model} needs the package {package}, which is not installed; run  pip install "
+            f"{PIP_NAMES.get(package, package)}"
+        )
     if model in STAGED_BY_PICKLES:
-        raise ConfigError(f"model: {model} is trained in stages that hand on pickles, which recbole_flr never reads or writes; "
-                          "train it with RecBole itself")
+        raise ConfigError(
+            f"model: {model} is trained in stages that hand on pickles, which recbole_flr never reads or writes; "
+            "train it with RecBole itself"
+        )
     for name in PICKLED_WEIGHTS:
         if config.external_config_dict.get(name):
-            raise ConfigError(f"{name}: found {config[name]!r}, the weights of another run of RecBole; they are pickles, which "
-                              "recbole_flr never reads; leave it out")
+            raise ConfigError(
+                f"{name}: found {config[name]!r}, the weights of another run of RecBole; they are pickles, which "
+                "recbole_flr never reads; leave it out"
+            )
     if config["MODEL_TYPE"] == ModelType.CONTEXT:
         _check_label(config)
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
@@ -73,15 +82,19 @@ def check_needs(config):
     features = config["selected_features"] if model in FEATURE_MODELS else []
     missing = [name for name in features if name not in _columns(config, "item")]
     if missing:
-        raise ConfigError(f"selected_features: found {missing[0]!r}, which load_col does not load; {model} needs columns of the "
-                          f".item file: name them in both, such as --selected_features=\"{features}\" "
-                          + _load_col(config, item=[config["ITEM_ID_FIELD"], *features]))
+        raise ConfigError(
+            f"selected_features: found {missing[0]!r}, which load_col does not load; {model} needs columns of the "
+            f'.item file: name them in both, such as --selected_features="{features}" '
+            + _load_col(config, item=[config["ITEM_ID_FIELD"], *features])
+        )
     if model in PRETRAINED:
         _check_graph(config)
     for field, what in PRETRAINED.get(model, {}).items():
         if field not in (config["preload_weight"] or {}):
-            raise ConfigError(f"preload_weight: found no {field!r}; {model} needs {what} that were trained before, in a file of "
-                              "their own (additional_feat_suffix); docs/recbole_models.md has an example")
+            raise ConfigError(
+                f"preload_weight: found no {field!r}; {model} needs {what} that were trained before, in a file of "
+                "their own (additional_feat_suffix); docs/recbole_models.md has an example"
+            )
 
 
 def _columns(config, kind):
@@ -112,16 +125,19 @@ def _check_label(config):
         missing = [name for name in threshold if name not in inter]
         if missing:
             columns = [*(inter if isinstance(inter, list) else []), missing[0]]
-            raise ConfigError(f"threshold: found {missing[0]!r}, which load_col does not load; add it: "
-                              + _load_col(config, inter=columns))
+            raise ConfigError(
+                f"threshold: found {missing[0]!r}, which load_col does not load; add it: " + _load_col(config, inter=columns)
+            )
         return
     if samples or (isinstance(inter, list) and label in inter):
         return
     if not isinstance(inter, list):  # all columns are loaded, and RecBole refuses a label that is not among them
         return
-    raise ConfigError(f"model: {config['model']} predicts a label, and the options give none. Make it of ratings with "
-                      f"--threshold=\"{{'rating': 4}}\" {_load_col(config, inter=[*inter, 'rating'])}, or name a column "
-                      f"of 0 and 1 with --LABEL_FIELD=COLUMN and add it to load_col")
+    raise ConfigError(
+        f"model: {config['model']} predicts a label, and the options give none. Make it of ratings with "
+        f"--threshold=\"{{'rating': 4}}\" {_load_col(config, inter=[*inter, 'rating'])}, or name a column "
+        f"of 0 and 1 with --LABEL_FIELD=COLUMN and add it to load_col"
+    )
 
 
 def _check_graph(config):
@@ -133,12 +149,16 @@ def _check_graph(config):
     for kind in fields:
         path = Path(config["data_path"]) / f"{config['dataset']}.{kind}"
         if not path.is_file():
-            raise DataError(f"found no {path}; {config['model']} needs a knowledge graph: the files .kg (triples) and .link (the "
-                            "entity of each item) of RecBole's atomic files")
+            raise DataError(
+                f"found no {path}; {config['model']} needs a knowledge graph: the files .kg (triples) and .link (the "
+                "entity of each item) of RecBole's atomic files"
+            )
     missing = [kind for kind, names in fields.items() if any(name not in _columns(config, kind) for name in names)]
     if missing:
-        raise ConfigError(f"load_col: found no columns of the .{missing[0]} file; {config['model']} needs the knowledge graph: "
-                          + _load_col(config, **fields))
+        raise ConfigError(
+            f"load_col: found no columns of the .{missing[0]} file; {config['model']} needs the knowledge graph: "
+            + _load_col(config, **fields)
+        )
 
 
 def check_sizes(config, dataset):
@@ -161,7 +181,9 @@ def check_sizes(config, dataset):
         raise ConfigError(f"topk: found {longest}, expected at most {items}, the number of items of {config['dataset']!r}")
     fewest = min(items, dataset.user_num - 1)
     if config["model"] == "NCL" and config["num_clusters"] > fewest:
-        raise ConfigError(f"num_clusters: found {config['num_clusters']}, expected at most {fewest}, the number of items or users")
+        raise ConfigError(
+            f"num_clusters: found {config['num_clusters']}, expected at most {fewest}, the number of items or users"
+        )
     if config["model"] in CPR_MODELS:
         most = max(int(number) for number in str(config["reranker_CAN_NUM"]).split(","))
         if most > items:

@@ -75,8 +75,8 @@ def check_run(path, option):
     try:
         place = Path(path)
         if place.is_file() and place.suffix != ".safetensors":
-            raise CheckpointError(f"{option}: found the file {path}, expected the folder of a run, such as saved/FLR-movies-..., or "
-                                  "a .safetensors file in it")
+            raise CheckpointError(f"{option}: found the file {path}, expected the folder of a run, such as saved/FLR-movies-..., "
+                                  "or a .safetensors file in it")
         os.stat(place)
     except (FileNotFoundError, NotADirectoryError):  # whoever reads it says so
         pass

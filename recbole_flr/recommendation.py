@@ -37,14 +37,14 @@ def resolve_items(dataset, catalog, history, unknown=None):
             item = len(catalog) + len(unknown) - 1
         if not item:
             near = ", ".join(map(repr, nearest_titles(str(entry), catalog.titles[1:])))
-            raise DataError(f"history: found {str(entry)!r}, which is neither an item id nor a title of the catalogue; the nearest "
-                            f"titles are {near}. A model that reads titles can read it as text: --as-text")
+            raise DataError(f"history: found {str(entry)!r}, which is neither an item id nor a title of the catalogue; the "
+                            f"nearest titles are {near}. A model that reads titles can read it as text: --as-text")
         items.append(item)
     return items
 
 
 def nearest_titles(text, titles, count=3):
-    """The distinct titles that are most like a text: those that share words with it, rare words first; then those that look alike.
+    """The distinct titles that are most like a text: those that share words with it, rare words first; then by letters.
 
     Args:
         text (str): any text.
@@ -142,14 +142,15 @@ def recommend(checkpoint, history, k=10, config_dict=None, as_text=False):
         history: titles or item ids, oldest first; the latest MAX_ITEM_LIST_LENGTH count.
         k: how many items. A model that writes titles with beams reaches at most as many as there are beams.
         config_dict: options to change when loading.
-        as_text: whether an entry that is neither an item id nor a title is read as text, by a model that reads titles. Otherwise it is
-            refused.
+        as_text: whether an entry that is neither an item id nor a title is read as text, by a model that reads titles. Otherwise
+            it is refused.
 
     Returns:
         dict with ``items``: [{item, title, score}], best first, where score is the title's log-probability (models that write no
-        title: their score), and ``factors``: [{weight, history: [{item, title, attention}], rest}], one for each factor of the last
-        refinement (empty for models without a thought). The weights add up to 1. So do the attentions of a factor and its ``rest``,
-        which is what it attended to besides the items: the thought itself, and the text around the titles. If the model can say where a score comes from (FLRMix), an item also has
+        title: their score), and ``factors``: [{weight, history: [{item, title, attention}], rest}], one for each factor of the
+        last refinement (empty for models without a thought). The weights add up to 1. So do the attentions of a factor and its
+        ``rest``, which is what it attended to besides the items: the thought itself, and the text around the titles. If the model
+        can say where a score comes from (FLRMix), an item also has
         ``parts``: {name: summand of the score}, and ``after``: [{item, title, share}], the items of the history near which it stood
         in the training rows. If the model writes its reasoning (CoT), the answer also has ``thought``, a text.
 

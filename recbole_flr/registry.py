@@ -112,8 +112,8 @@ def _one_line(name):
         if name in MODELS:
             raise
         getLogger().debug(f"{name} cannot be built", exc_info=True)
-        raise ConfigError(f"model: {name} cannot be built with these options and data ({type(error).__name__}: {first_line(error)})"
-                          ) from error
+        found = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"model: {name} cannot be built with these options and data ({found})") from error
 
 
 def build_model(config, dataset):

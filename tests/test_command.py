@@ -224,7 +224,8 @@ def test_a_title_cannot_command_the_terminal(form, nasty_answer, capsys):
 
 
 def test_factors_are_explained(monkeypatch, capsys):
-    answer = {"items": [], "factors": [{"weight": 1.0, "history": [{"item": "i", "title": "Robot", "attention": 0.75}], "rest": 0.25}]}
+    looked = [{"item": "i", "title": "Robot", "attention": 0.75}]
+    answer = {"items": [], "factors": [{"weight": 1.0, "history": looked, "rest": 0.25}]}
     monkeypatch.setattr(recommendation, "recommend", lambda *arguments: answer)
     assert recommend_main(["--checkpoint", "x", "--history", "Robot"]) == 0
     out = capsys.readouterr().out
@@ -233,14 +234,19 @@ def test_factors_are_explained(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("words, said", [
-    (["--state=LOUD"], "state: found 'LOUD', expected DEBUG | INFO"), (["--eval_step=-1"], "eval_step: found -1, expected int >= 0"),
+    (["--state=LOUD"], "state: found 'LOUD', expected DEBUG | INFO"),
+    (["--eval_step=-1"], "eval_step: found -1, expected int >= 0"),
     (["--hidden_dropout_prob=1"], "hidden_dropout_prob: found 1, expected float in [0, 1)"),
-    (["--model=FLR", "--embedding_dropout=1"], "embedding_dropout: found 1"), (["--model=FLR", "--compact_dropout=1"], "compact_dropout: found 1"),
+    (["--model=FLR", "--embedding_dropout=1"], "embedding_dropout: found 1"),
+    (["--model=FLR", "--compact_dropout=1"], "compact_dropout: found 1"),
     (["--encoding=utf-99"], "encoding: found 'utf-99', which Python does not know"),
     (["--benchmark_filename=[train]"], "benchmark_filename: found ['train'], expected the names of three parts"),
-    (["--benchmark_filename=[train,valid,test]", "--eval_args={'split': {'RS': [0.5, 0.3, 0.2]}}"], "does not split again; leave split out"),
-    (["--device=cuda"], "use_gpu (True or False) and gpu_id (such as 0) say where"), (["--transform=x"], "transform: found 'x', expected mask"),
-    (["--unused_col=[1]"], "unused_col: found [1], expected dict or null"), (["--alias_of_user_id=3"], "alias_of_user_id: found 3"),
+    (["--benchmark_filename=[train,valid,test]", "--eval_args={'split': {'RS': [0.5, 0.3, 0.2]}}"],
+     "does not split again; leave split out"),
+    (["--device=cuda"], "use_gpu (True or False) and gpu_id (such as 0) say where"),
+    (["--transform=x"], "transform: found 'x', expected mask"),
+    (["--unused_col=[1]"], "unused_col: found [1], expected dict or null"),
+    (["--alias_of_user_id=3"], "alias_of_user_id: found 3"),
 ])
 def test_what_was_accepted_silently_or_with_a_traceback(words, said, session_data, capsys):
     base = [f"--data_path={session_data}", "--dataset=tiny"] + ([] if "--model=FLR" in words else ["--model=SASRec"])

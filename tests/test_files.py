@@ -39,7 +39,9 @@ def test_a_block_that_fails_leaves_the_old_file_alone(tmp_path, error):
 
 
 def test_the_error_says_path_space_needed_and_free(tmp_path):
-    with pytest.raises(DiskError, match=r"cannot write .*/new/x: No space left on device; it needs 2.5 MB, [\d.]+ .B are free there"):
+    with pytest.raises(
+        DiskError, match=r"cannot write .*/new/x: No space left on device; it needs 2.5 MB, [\d.]+ .B are free there"
+    ):
         with writing(tmp_path / "new" / "x", 2_500_000):
             full()
 
@@ -99,7 +101,7 @@ def test_a_disk_that_fills_up_leaves_whole_checkpoints_to_go_on_from(trained, se
     with monkeypatch.context() as patch:
         fails_from(patch, 6)
         assert main(words("FLR", session_data, {**TINY_FLR, "checkpoint_dir": "cut"})) == 2
-    folder, = Path("cut").iterdir()
+    (folder,) = Path("cut").iterdir()
     assert f"--resume={folder}" in capsys.readouterr().err
     for path in folder.glob("*.safetensors"):
         checkpoint.read(path)
@@ -124,10 +126,17 @@ def test_a_disk_without_room_for_tensorboard(session_data, monkeypatch, capsys):
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     before, calls = RecordWriter.write, []
-    monkeypatch.setattr(RecordWriter, "write", lambda self, data: (calls.append(data), full() if len(calls) > 3 else before(self, data))[1])
+    monkeypatch.setattr(
+        RecordWriter, "write", lambda self, data: (calls.append(data), full() if len(calls) > 3 else before(self, data))[1]
+    )
     assert main(words("SASRec", session_data, {**TINY, "epochs": 3})) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "cannot write log_tensorboard/" in err and "No space left on device" in err and "--resume=" in err
+    assert (
+        err.count("\n") == 1
+        and "cannot write log_tensorboard/" in err
+        and "No space left on device" in err
+        and "--resume=" in err
+    )
 
 
 def test_hundreds_of_runs_in_one_process(session_data, capsys):

@@ -1,6 +1,7 @@
 """Random changes of options, of `run.json` and of safetensors headers: no traceback, no hang, no half-written output.
 
-A short run is part of the tests. The long one is `python -m pytest tests/test_fuzz.py -m slow`; FUZZ_CHANGES and FUZZ_SEED change it.
+A short run is part of the tests. The long one is `python -m pytest -s -m slow tests/test_fuzz.py`. FUZZ_CHANGES and FUZZ_SEED
+change it.
 """
 
 import json
@@ -23,8 +24,21 @@ from recbole_flr.training import checkpoint
 SECONDS = 30  # the longest time of one change; most take less than a tenth of a second
 SHORT = {"epochs": 1, "warmup_epochs": 1, "state": "ERROR"}
 # Options that may make a run long or start other processes, and what the base sets itself
-LEFT_ALONE = {"epochs", "warmup_epochs", "grpo_epochs", "auto_epochs", "worker", "download", "show_progress", "dataset", "model",
-              "data_path", "config_files", "resume", "checkpoint"}
+LEFT_ALONE = {
+    "epochs",
+    "warmup_epochs",
+    "grpo_epochs",
+    "auto_epochs",
+    "worker",
+    "download",
+    "show_progress",
+    "dataset",
+    "model",
+    "data_path",
+    "config_files",
+    "resume",
+    "checkpoint",
+}
 MODELS = ("SASRec", "SASRec", "SASRec", "FLRMix", "FLR", "BPR")
 
 
@@ -88,15 +102,19 @@ class Fuzz:
                 if kind == "run.json":
                     path = run / checkpoint.CONFIG
                     text = json.dumps(changed_json(rng, json.loads(path.read_text(encoding="utf-8"))))
-                    path.write_text(text[:rng.randrange(len(text))] if rng.random() < 0.05 else text, encoding="utf-8")
+                    path.write_text(text[: rng.randrange(len(text))] if rng.random() < 0.05 else text, encoding="utf-8")
                 else:
                     path = run / rng.choice((checkpoint.LAST, checkpoint.LAST, checkpoint.BEST))
                     path.write_bytes(changed_header(rng, path.read_bytes()))
                 short = [f"--{name}={value}" for name, value in SHORT.items() if model == "FLR" or name != "warmup_epochs"]
-                call = rng.choice((
-                    lambda: main([f"--resume={run}", f"--data_path={self.data}", *short]),
-                    lambda: recommend_main(["--checkpoint", str(run), "--history", "Robot", "--k", "2", "--data_path", str(self.data)]),
-                ))
+                call = rng.choice(
+                    (
+                        lambda: main([f"--resume={run}", f"--data_path={self.data}", *short]),
+                        lambda: recommend_main(
+                            ["--checkpoint", str(run), "--history", "Robot", "--k", "2", "--data_path", str(self.data)]
+                        ),
+                    )
+                )
                 what = [kind, model, path.name]
             with time_limit(SECONDS):
                 try:
@@ -157,5 +175,7 @@ def test_many_random_changes(fuzz, capsys):
             failed.append(str(error).split("\n")[0])
     assert not failed, "\n".join(failed)
     with capsys.disabled():
-        print(f"\n{sum(changes.outcomes.values())} changes, seed {changes.seed}: " + ", ".join(
-            f"{kind} with status {status}: {count}" for (kind, status), count in sorted(changes.outcomes.items())))
+        print(
+            f"\n{sum(changes.outcomes.values())} changes, seed {changes.seed}: "
+            + ", ".join(f"{kind} with status {status}: {count}" for (kind, status), count in sorted(changes.outcomes.items()))
+        )

@@ -17,7 +17,12 @@ from recbole_flr.training import checkpoint
 
 
 def words(model, data, options):
-    return [f"--model={model}", "--dataset=tiny", f"--data_path={data}", *(f"--{name}={value}" for name, value in options.items())]
+    return [
+        f"--model={model}",
+        "--dataset=tiny",
+        f"--data_path={data}",
+        *(f"--{name}={value}" for name, value in options.items()),
+    ]
 
 
 @pytest.mark.parametrize("epochs, saved", [(0, True), (1, True)])
@@ -80,7 +85,9 @@ def test_weights_that_are_not_finite_do_not_replace_good_ones(session_data, monk
         return losses
 
     monkeypatch.setattr(Trainer, "_train_epoch", spoiled)
-    with pytest.raises(TrainingError, match=r"epoch 1, its end: item_embedding.weight is not finite; the last good checkpoint is"):
+    with pytest.raises(
+        TrainingError, match=r"epoch 1, its end: item_embedding.weight is not finite; the last good checkpoint is"
+    ):
         recbole_flr.run_recbole_flr("SASRec", "tiny", config_dict={**TINY, "epochs": 4, "data_path": str(session_data)})
     tensors, meta = checkpoint.read(only_run() / checkpoint.BEST)
     assert meta["epoch"] == 0 and all(tensor.isfinite().all() for name, tensor in tensors.items() if name.startswith("model."))
@@ -94,7 +101,10 @@ def test_too_many_factors(session_data, capsys):
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried"), ValueError("array is too big")])
 def test_a_lack_of_memory(error):
-    with pytest.raises(ConfigError, match="this run needs more memory than there is.*lower the options of sizes"), enough_memory("this run"):
+    with (
+        pytest.raises(ConfigError, match="this run needs more memory than there is.*lower the options of sizes"),
+        enough_memory("this run"),
+    ):
         raise error
     with pytest.raises(RuntimeError, match="another"), enough_memory("this run"):
         raise RuntimeError("another")

@@ -19,9 +19,16 @@ def every(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("every") / "data")
 
 
-@pytest.mark.parametrize("options, environment", [
-    ({"nproc": 2}, {}), ({"world_size": 2}, {}), ({"world_size": "2"}, {}), ({"nproc": "two"}, {}), ({}, {"WORLD_SIZE": "2"}),
-])
+@pytest.mark.parametrize(
+    "options, environment",
+    [
+        ({"nproc": 2}, {}),
+        ({"world_size": 2}, {}),
+        ({"world_size": "2"}, {}),
+        ({"nproc": "two"}, {}),
+        ({}, {"WORLD_SIZE": "2"}),
+    ],
+)
 def test_several_processes_are_refused(options, environment):
     with pytest.raises(ConfigError, match=r"expected 1: a run has one process.*start it without torchrun"):
         check_processes(options, environment)
@@ -40,22 +47,37 @@ def test_torchrun_is_refused_before_anything_is_written(monkeypatch, capsys, ses
     assert not list(Path().iterdir())
 
 
-@pytest.mark.parametrize("model, said", [
-    ("DeepFM", r"predicts a label.*--threshold=\"\{'rating': 4\}\" --load_col=\"\{'inter': \[.*'rating'\].*--LABEL_FIELD"),
-    ("CKE", r"load_col: found no columns of the .kg file.*'kg': \['head_id', 'relation_id', 'tail_id'\]"),
-    ("FDSA", r"selected_features: found 'class', which load_col does not load.*'item': \['item_id', 'class'\]"),
-    ("RaCT", "stages that hand on pickles"), ("S3Rec", "stages that hand on pickles"), ("KGAT", "needs the package dgl"),
-    ("KSR", "load_col: found no columns of the .kg file"),
-])
+@pytest.mark.parametrize(
+    "model, said",
+    [
+        ("DeepFM", r"predicts a label.*--threshold=\"\{'rating': 4\}\" --load_col=\"\{'inter': \[.*'rating'\].*--LABEL_FIELD"),
+        ("CKE", r"load_col: found no columns of the .kg file.*'kg': \['head_id', 'relation_id', 'tail_id'\]"),
+        ("FDSA", r"selected_features: found 'class', which load_col does not load.*'item': \['item_id', 'class'\]"),
+        ("RaCT", "stages that hand on pickles"),
+        ("S3Rec", "stages that hand on pickles"),
+        ("KGAT", "needs the package dgl"),
+        ("KSR", "load_col: found no columns of the .kg file"),
+    ],
+)
 def test_what_is_missing_is_named(every, model, said):
     assert re.search(said, try_model(model, every, {}))
     assert not Path("saved").exists()
 
 
-@pytest.mark.parametrize("model, need", [  # each ended in a traceback: by scipy, by a missing label, by a module in other_parameter
-    ("LightGCN", None), ("NGCF", None), ("GCMC", None), ("SpectralCF", None), ("DeepFM", "a label"),
-    ("FDSA", "features of items"), ("DIN", None), ("RippleNet", "a knowledge graph"), ("KSR", "a knowledge graph with vectors"),
-])
+@pytest.mark.parametrize(
+    "model, need",
+    [  # each ended in a traceback: by scipy, by a missing label, by a module in other_parameter
+        ("LightGCN", None),
+        ("NGCF", None),
+        ("GCMC", None),
+        ("SpectralCF", None),
+        ("DeepFM", "a label"),
+        ("FDSA", "features of items"),
+        ("DIN", None),
+        ("RippleNet", "a knowledge graph"),
+        ("KSR", "a knowledge graph with vectors"),
+    ],
+)
 def test_models_that_ended_in_a_traceback(every, model, need):
     assert try_model(model, every, {**GIVEN.get(need, {}), **METRICS.get(need, {})}) == ""
 
@@ -73,9 +95,13 @@ def test_scipy_is_left_as_it_was():
     assert ("_update" in dir(dok_matrix)) == before
 
 
-@pytest.mark.parametrize("model, option", [("ConvNCF", "pre_model_path"), ("NeuMF", "mf_pretrain_path"), ("NAIS", "pretrain_path")])
+@pytest.mark.parametrize(
+    "model, option", [("ConvNCF", "pre_model_path"), ("NeuMF", "mf_pretrain_path"), ("NAIS", "pretrain_path")]
+)
 def test_pickled_weights_are_refused(every, model, option):
-    assert f"{option}: found 'x.pth', the weights of another run of RecBole; they are pickles" in try_model(model, every, {option: "x.pth"})
+    assert f"{option}: found 'x.pth', the weights of another run of RecBole; they are pickles" in try_model(
+        model, every, {option: "x.pth"}
+    )
 
 
 def test_a_data_set_with_one_item_is_refused_before_the_training(tmp_path, capsys):
@@ -85,10 +111,14 @@ def test_a_data_set_with_one_item_is_refused_before_the_training(tmp_path, capsy
     assert not Path("saved").exists()
 
 
-@pytest.mark.parametrize("options, said", [
-    ({"topk": [5, 12]}, "topk: found 12, expected at most 11"), ({"model": "NCL", "num_clusters": 9}, "num_clusters: found 9, expected at most 8"),
-    ({"model": "SASRecCPR", "reranker_CAN_NUM": "100,20"}, "reranker_CAN_NUM: found 100, expected at most 11"),
-])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"topk": [5, 12]}, "topk: found 12, expected at most 11"),
+        ({"model": "NCL", "num_clusters": 9}, "num_clusters: found 9, expected at most 8"),
+        ({"model": "SASRecCPR", "reranker_CAN_NUM": "100,20"}, "reranker_CAN_NUM: found 100, expected at most 11"),
+    ],
+)
 def test_lists_that_are_longer_than_the_data(options, said):
     config = {"model": "SASRec", "dataset": "x", "topk": 5, "metrics": ["Hit"], **options}
     with pytest.raises(ConfigError, match=said):

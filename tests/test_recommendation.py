@@ -11,10 +11,17 @@ from recbole_flr.recommendation import nearest_titles
 SHOP = ["Harbour Serving Plate", "Harbour Dinner Plate", "Oak Serving Board", "Blue Tea Cup", "Blue Coffee Cup", "Red Wine Glass"]
 
 
-@pytest.mark.parametrize("text, first", [
-    ("serving plate", "Harbour Serving Plate"), ("Harbor Serving Plate", "Harbour Serving Plate"), ("dinner plates", "Harbour Dinner Plate"),
-    ("COFFEE CUP", "Blue Coffee Cup"), ("wine", "Red Wine Glass"), ("boards of oak", "Oak Serving Board"),
-])
+@pytest.mark.parametrize(
+    "text, first",
+    [
+        ("serving plate", "Harbour Serving Plate"),
+        ("Harbor Serving Plate", "Harbour Serving Plate"),
+        ("dinner plates", "Harbour Dinner Plate"),
+        ("COFFEE CUP", "Blue Coffee Cup"),
+        ("wine", "Red Wine Glass"),
+        ("boards of oak", "Oak Serving Board"),
+    ],
+)
 def test_the_nearest_title_shares_words(text, first):
     found = nearest_titles(text, SHOP)
     assert found[0] == first and len(found) == len(set(found)) == 3
@@ -29,7 +36,11 @@ def test_words_count_more_than_letters():
 def test_a_text_without_a_known_word():
     found = nearest_titles("zzz", SHOP)
     assert len(found) == 3 and set(found) <= set(SHOP)
-    assert nearest_titles("", SHOP)[:1] != [] and nearest_titles("x", []) == [] and nearest_titles("積み木", ["積み木セット"]) == ["積み木セット"]
+    assert (
+        nearest_titles("", SHOP)[:1] != []
+        and nearest_titles("x", []) == []
+        and nearest_titles("積み木", ["積み木セット"]) == ["積み木セット"]
+    )
 
 
 def test_titles_that_repeat_are_named_once():
@@ -43,7 +54,7 @@ def test_a_title_with_a_mistyped_letter_is_found(seed):
     titles = [" ".join(rng.sample(words, 3)) for _ in range(60)]
     wanted = rng.choice(titles)
     place = rng.choice([number for number, letter in enumerate(wanted) if letter != " "])
-    assert nearest_titles(wanted[:place] + wanted[place + 1:], titles)[0] == wanted
+    assert nearest_titles(wanted[:place] + wanted[place + 1 :], titles)[0] == wanted
 
 
 @pytest.mark.parametrize("model", ["FLR", "FLRMix"])

@@ -72,8 +72,8 @@ def prepare_files(config, create=True):
         return
     if not create:
         missing = next(path for path in expected_files(config) if not path.is_file())
-        raise DataError(f"data set {name!r}: found no {missing} (looked in {folder.resolve()}), which the trained model needs; name "
-                        "the folder of the data sets with --data_path=FOLDER, or call from the folder of the training")
+        raise DataError(f"data set {name!r}: found no {missing} (looked in {folder.resolve()}), which the trained model needs; "
+                        "name the folder of the data sets with --data_path=FOLDER, or call from the folder of the training")
     from dataset_scripts import download, toys_demo
 
     if name == toys_demo.NAME:
@@ -193,8 +193,8 @@ def _one_line(config):
             OverflowError, ZeroDivisionError) as error:
         getLogger().debug("RecBole cannot read or split the data set", exc_info=True)
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise DataError(f"data set {config['dataset']!r} in {config['data_path']}: RecBole cannot read or split it with these options "
-                        f"({kind}{first_line(error)})") from error
+        raise DataError(f"data set {config['dataset']!r} in {config['data_path']}: RecBole cannot read or split it with these "
+                        f"options ({kind}{first_line(error)})") from error
 
 
 def sample_rows(dataset, size, seed):

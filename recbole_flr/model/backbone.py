@@ -23,6 +23,8 @@ THOUGHT = "<|Thought|>"
 END_OF_TITLE = "<|endoftitle|>"
 START = "<|start|>"
 PAD = "<|pad|>"
+EXPECTED = (f"'compact', {', '.join(PACKAGES)}, the folder of a saved transformers model with safetensors weights, or a hub name that this machine can "
+            "reach")  # for the option backbone
 
 
 def train_tokenizer(texts, vocab_size):
@@ -258,8 +260,7 @@ def build_backbone(config, texts):
         lm = compact_lm(config, tokenizer).to(dtype)
     else:
         name = find_model(config["backbone"])
-        check_model(name, "backbone", "'compact', the folder of a saved transformers model with safetensors weights, or "
-                                                    "a hub name that this machine can reach")
+        check_model(name, "backbone", EXPECTED)
         tokenizer = load_tokenizer(config["tokenizer"] or name)
         try:
             lm = AutoModelForCausalLM.from_pretrained(
@@ -268,9 +269,7 @@ def build_backbone(config, texts):
             )
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"backbone: found {config['backbone']!r}, which could not be loaded ({first_line(error)}); expected "
-                f"'compact', {', '.join(PACKAGES)}, the folder of a saved transformers model with safetensors weights, or a "
-                "hub name that this machine can reach"
+                f"backbone: found {config['backbone']!r}, which could not be loaded ({first_line(error)}); expected {EXPECTED}"
             ) from error
     try:
         backbone = Backbone(

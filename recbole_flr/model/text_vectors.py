@@ -91,15 +91,16 @@ def sentence_vectors(texts, name, device):
     """
     from transformers import AutoModel, AutoTokenizer
 
-    check_model(find_encoder(name), "item_text", f"words, none, {', '.join(PACKAGES)}, or the name or folder of a sentence encoder")
+    expected = f"words, none, {', '.join(PACKAGES)}, or the name or folder of a sentence encoder"
+    check_model(find_encoder(name), "item_text", expected)
     try:
         tokenizer = AutoTokenizer.from_pretrained(find_encoder(name))
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         encoder = AutoModel.from_pretrained(find_encoder(name), use_safetensors=True).to(device).eval()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"item_text: found {name!r}, which could not be loaded ({first_line(error)}); expected words, none, "
-                          f"{', '.join(PACKAGES)}, or the name or folder of a sentence encoder") from error
+        raise ConfigError(f"item_text: found {name!r}, which could not be loaded ({first_line(error)}); expected {expected}"
+                          ) from error
     order = sorted(range(1, len(texts)), key=lambda item: len(texts[item]))  # texts of similar length need little padding
     vectors = torch.zeros(len(texts), encoder.config.hidden_size)
     for first in range(0, len(order), TEXTS_AT_ONCE):

@@ -81,8 +81,8 @@ def _missing(path):
     others = sorted(other.name for other in path.parent.glob("*.safetensors"))
     if not others:
         return f"found no {path}: the run was cut short before it first saved; start it anew"
-    return (f"found no {path}, although the run saved it: it was removed (there are {', '.join(others)}); put it back, or start a "
-            "new run from the weights that are there with --checkpoint")
+    return (f"found no {path}, although the run saved it: it was removed (there are {', '.join(others)}); put it back, or start "
+            "a new run from the weights that are there with --checkpoint")
 
 
 @contextmanager
@@ -91,7 +91,8 @@ def undamaged(path):
     try:
         yield
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
-        raise CheckpointError(f"{path} is damaged, or is no checkpoint of this run ({type(error).__name__}: {first_line(error)}); "
+        found = f"{type(error).__name__}: {first_line(error)}"
+        raise CheckpointError(f"{path} is damaged, or is no checkpoint of this run ({found}); "
                               "start the run anew") from error
 
 

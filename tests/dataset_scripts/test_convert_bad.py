@@ -518,7 +518,7 @@ def failed(done, message):
 
 
 def one_line(out, err, message):
-    """Checks for one line `error: ...` at the end of stderr, and nothing else but the log and the table of counts: no traceback."""
+    """Checks for one line `error: ...` at the end of stderr, and nothing else but the log and the table: no traceback."""
     assert out == ""
     *log, last = err.splitlines()
     assert last.startswith("error: ") and message in last

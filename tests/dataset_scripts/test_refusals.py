@@ -29,14 +29,28 @@ def run(path, out, *words):
     return main(["--reviews", str(path), "--columns", COLUMNS_OPTION, "--name", "s", "--out", str(out), *map(str, words)])
 
 
-@pytest.mark.parametrize("form, said", [
-    (lambda time: f"{(time - START) // DAY + 1:02d}/03/2024", r"36 of 36 lines have times that are neither numbers nor ISO dates, such as "
-     r"'0\d/03/2024'; say how they are written with --time-format, such as %d/%m/%Y"),
-    (lambda time: -time, "none of its 36 reviews has a usable time: 36 are not positive or lie in the future, read as s since 1970; .*--time"),
-    (lambda time: f"2024030{(time - START) // DAY + 1}120000", "none of its 36 reviews has a usable time.*read as ms since 1970.*--time-format"),
-    (lambda time: f"2024030{(time - START) // DAY + 1}", "36 of 36 times look like dates without separators, such as 20240301; say so with "
-     "--time-format %Y%m%d"),
-])
+@pytest.mark.parametrize(
+    "form, said",
+    [
+        (
+            lambda time: f"{(time - START) // DAY + 1:02d}/03/2024",
+            r"36 of 36 lines have times that are neither numbers nor ISO dates, such as "
+            r"'0\d/03/2024'; say how they are written with --time-format, such as %d/%m/%Y",
+        ),
+        (
+            lambda time: -time,
+            "none of its 36 reviews has a usable time: 36 are not positive or lie in the future, read as s since 1970; .*--time",
+        ),
+        (
+            lambda time: f"2024030{(time - START) // DAY + 1}120000",
+            "none of its 36 reviews has a usable time.*read as ms since 1970.*--time-format",
+        ),
+        (
+            lambda time: f"2024030{(time - START) // DAY + 1}",
+            "36 of 36 times look like dates without separators, such as 20240301; say so with --time-format %Y%m%d",
+        ),
+    ],
+)
 def test_times_that_were_not_understood(tmp_path, form, said):
     path = log(tmp_path, with_times(form))
     before = tree(tmp_path)
@@ -45,12 +59,15 @@ def test_times_that_were_not_understood(tmp_path, form, said):
     assert caught.value.report["lines"] == 36 and tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("form, options", [
-    (lambda time: f"{(time - START) // DAY + 1:02d}/03/2024", {"time_format": "%d/%m/%Y"}),
-    (lambda time: f"2024030{(time - START) // DAY + 1}", {"time_format": "%Y%m%d"}),
-    (lambda time: f"2024030{(time - START) // DAY + 1}", {"time_unit": "s"}),  # seconds of the year 1970
-    (lambda time: time - START + 20_240_000, {}),  # most of these are no dates
-])
+@pytest.mark.parametrize(
+    "form, options",
+    [
+        (lambda time: f"{(time - START) // DAY + 1:02d}/03/2024", {"time_format": "%d/%m/%Y"}),
+        (lambda time: f"2024030{(time - START) // DAY + 1}", {"time_format": "%Y%m%d"}),
+        (lambda time: f"2024030{(time - START) // DAY + 1}", {"time_unit": "s"}),  # seconds of the year 1970
+        (lambda time: time - START + 20_240_000, {}),  # most of these are no dates
+    ],
+)
 def test_the_same_times_with_the_option_that_the_message_names(tmp_path, form, options):
     report = convert(log(tmp_path, with_times(form)), "s", tmp_path / "out", columns=COLUMNS, **options)
     assert report["kept"] == 36
@@ -97,9 +114,25 @@ def test_another_encoding_is_named_and_read(tmp_path, name, capsys):
 def test_another_encoding_in_a_file_of_titles(tmp_path, capsys):
     """Without the note, reviews would be lost as `item without usable title` only."""
     titles = tmp_path / "titles.csv"
-    titles.write_bytes(("sku,product\n" + "".join(f"B{item},{'Café' if item % 2 else 'Toy'} {item}\n" for item in range(6))).encode("latin-1"))
-    words = ["--reviews", str(log(tmp_path, shop())), "--columns", "user=customer,item=sku,time=bought", "--meta", str(titles),
-             "--meta-columns", "item=sku,title=product", "--name", "s", "--out", str(tmp_path / "out"), "--k", "1"]
+    titles.write_bytes(
+        ("sku,product\n" + "".join(f"B{item},{'Café' if item % 2 else 'Toy'} {item}\n" for item in range(6))).encode("latin-1")
+    )
+    words = [
+        "--reviews",
+        str(log(tmp_path, shop())),
+        "--columns",
+        "user=customer,item=sku,time=bought",
+        "--meta",
+        str(titles),
+        "--meta-columns",
+        "item=sku,title=product",
+        "--name",
+        "s",
+        "--out",
+        str(tmp_path / "out"),
+        "--k",
+        "1",
+    ]
     assert main(words) == 0
     out, err = capsys.readouterr()
     assert "warning: line 3 of titles.csv has the byte 0xE9, which is not UTF-8" in err and "Traceback" not in err
@@ -128,9 +161,13 @@ def test_an_encoding_that_does_not_fit_or_does_not_exist(tmp_path):
     assert codecs.lookup("utf-16").name == "utf-16" and [each.name for each in tmp_path.iterdir()] == ["log.csv"]
 
 
-@pytest.mark.parametrize("words, said", [
-    (["--columns", "user=a,user=b,item=c,time=d"], "found 'user' 2 times"), (["--ratios", "1,0,0"], "expected three shares above 0"),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--columns", "user=a,user=b,item=c,time=d"], "found 'user' 2 times"),
+        (["--ratios", "1,0,0"], "expected three shares above 0"),
+    ],
+)
 def test_options_that_contradict_themselves(tmp_path, words, said, capsys):
     with pytest.raises(SystemExit) as end:
         main(["--reviews", str(log(tmp_path, shop())), "--name", "s", "--out", str(tmp_path / "out"), *words])
