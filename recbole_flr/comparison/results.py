@@ -86,7 +86,7 @@ class Run:
         return self.options["valid_metric"].lower()
 
     def costs(self):
-        """What the run cost: `train_seconds`, `peak_memory_bytes`, `user_seconds` (per ranked row), `parameters`; None if unknown."""
+        """`train_seconds`, `peak_memory_bytes`, `user_seconds` (for each ranked row), `parameters`; None if not known."""
         known = [stage for stage in self.result["stages"] if stage.get("seconds") is not None]
         memory = [stage["peak_memory_bytes"] for stage in known if stage.get("peak_memory_bytes")]
         seconds, rows = self.shown_stage.get("test_seconds"), self.result["data"]["rows"]["test"]
@@ -150,8 +150,8 @@ def read_run(folder, stage=None):
             raise CheckpointError(f"{path}: found no stage {stage!r}")
         complete = run.test is not None and run.main_metric in run.test
         if complete:  # what the tables read
-            known = run.costs(), run.seed, run.dataset, result["data"]["fingerprint"], result["hardware"]["cpu"], result["versions"]
-            if not all(isinstance(value, (int, float)) for value in run.test.values()) or not known:
+            known = run.costs(), run.seed, run.dataset, result["data"]["fingerprint"], result["hardware"]["cpu"]
+            if not known or not all(isinstance(value, (int, float)) for value in run.test.values()):
                 raise ValueError("a metric is no number")
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration, OSError) as error:
         raise CheckpointError(

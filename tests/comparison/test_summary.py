@@ -163,7 +163,8 @@ def test_markdown():
 
 
 def test_latex():
-    text = for_latex(odd_table())
+    text = for_latex(odd_table(), "ml_100k")
+    assert r"\label{tab:ml-100k-t}" in text
     assert r"\textbf{.5 $\pm$ .1}" in text and r"\underline{.4}" in text and r"c\&d" in text and r"100\% of A\_B" in text
     for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{lr}"):
         assert text.count(rule) == 1
