@@ -94,7 +94,8 @@ def test_one_model(tmp_path):
 
 
 def test_warnings(tmp_path):
-    folders = write_runs(tmp_path, ("FLR", "SASRec"), (1, 2)) + [write_run(tmp_path / "more", "SASRec", 3, cpu="another", commit="1234")]
+    folders = write_runs(tmp_path, ("FLR", "SASRec"), (1, 2))
+    folders.append(write_run(tmp_path / "more", "SASRec", 3, cpu="another", commit="1234"))
     said = " ".join(summary_of(folders).warnings)
     assert "Only 2 seeds" in said and "Not all rows have the same seeds" in said and "differ in hardware" in said
     assert "differ in the commit" in said
