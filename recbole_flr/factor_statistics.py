@@ -85,8 +85,8 @@ def summarise(alpha, attention, vectors):
         - `max_attention`, A_max: the largest share of its attention that a factor gives to one item of the history, averaged over
           rows and factors.
         - `disentanglement`: (1 - S_avg) * A_max.
-        - `gate`: `mean` [K]; `largest` [K], share of rows in which the factor has the largest weight; `histogram` [K][BINS], share
-          of rows by weight; `entropy`, mean over rows in nats; `entropy_of_mean`, in nats.
+        - `gate`: `mean` [K]; `largest` [K], share of rows in which the factor has the largest weight; `histogram` [K][BINS],
+          share of rows by weight; `entropy`, mean over rows in nats; `entropy_of_mean`, in nats.
     """
     alpha, attention = alpha.astype(np.float64), attention.astype(np.float64)
     number = alpha.shape[1]

@@ -61,7 +61,7 @@ def write_run(folder, model="SASRec", seed=2020, ranks=None, rows=None, title="T
         ranks: [ROWS] item ranks; None for random ones that depend on the seed.
         rows: arrays as from `draw_rows`.
         title: begins the titles of the examples.
-        changes: `options` (of run.json), `factors`, `fingerprint`, `dataset`, `stages`, `kept`, `cpu`.
+        changes: `options` (of run.json), `factors`, `fingerprint`, `dataset`, `stages`, `kept`, `cpu`, `commit`.
     """
     folder.mkdir(parents=True)
     ranks = np.random.default_rng(seed).integers(1, 31, ROWS) if ranks is None else ranks
@@ -87,7 +87,7 @@ def write_run(folder, model="SASRec", seed=2020, ranks=None, rows=None, title="T
         "command": ["run_recbole_flr.py", f"--model={model}"],
         "options": {},
         "seed": seed,
-        "commit": None,
+        "commit": changes.get("commit"),
         "versions": {"torch": "2"},
         "hardware": {"cpu": changes.get("cpu", "x"), "gpu": None, "threads": 1},
         "data": {

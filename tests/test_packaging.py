@@ -45,6 +45,11 @@ def test_every_yaml_file_is_there(installed):
                    for path in (installed / "recbole_flr/properties").rglob("*.yaml")}
 
 
+def test_the_parts_of_the_report_are_there(installed):
+    names = {path.name for path in (ROOT / "recbole_flr" / "comparison").iterdir() if path.suffix in (".html", ".css", ".js", ".yaml")}
+    assert len(names) == 4 and names <= {path.name for path in (installed / "recbole_flr" / "comparison").iterdir()}
+
+
 def test_help_from_another_folder(installed):
     done = python(installed, "-m", "recbole_flr", "run", "--help")
     assert done.returncode == 0 and "--num_beams=20" in done.stdout

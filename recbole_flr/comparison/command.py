@@ -97,11 +97,10 @@ def show(folder, summaries, study=None, extras=None, more=()):
     from recbole_flr.comparison.report import render
 
     title = studies.STUDIES[study] if study else "Comparison"
-    shown, text = [], [f"# {title}", ""]
+    shown = []
     for summary in summaries:
         own = [*tables(summary), *(extras or {}).get(summary.dataset, [])]
         shown.append(own)
-        text += [*sentences(summary), ""]
         for table in own:
             print("\n" + for_terminal(table, sys.stdout.isatty()))
         print()
@@ -111,9 +110,7 @@ def show(folder, summaries, study=None, extras=None, more=()):
             print(f"FAILED: {name}: {error}")
         for warning in summary.warnings:
             print(f"Warning: {warning}")
-        text += [f"- Failed: {name}: {error}" for name, error in summary.failures]
-        text += [f"- Warning: {warning}" for warning in summary.warnings]
-    write_tables(folder, [table for own in shown for table in own], summaries, "\n".join([*text, ""]))
+    write_tables(folder, title, summaries, shown)
     write_text(folder / REPORT, render(title, summaries, shown, study, more))
     print(f"\nWritten: {folder / REPORT}, {STEM}.md, {STEM}.csv and {STEM}.tex")
 

@@ -49,8 +49,13 @@ def for_markdown(table):
     return "\n".join([*lines, "", *map(_markdown, table.notes)]) + "\n"
 
 
-def for_latex(table):
-    """A table in LaTeX, for the package booktabs."""
+def for_latex(table, prefix=""):
+    """A table in LaTeX, for the package booktabs.
+
+    Args:
+        table: Table.
+        prefix: of the label, which has to be unique in a paper, such as the name of the data set.
+    """
 
     def show(cell):
         text = _latex(cell.text)
@@ -60,7 +65,7 @@ def for_latex(table):
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{_latex(table.title)}}}",
-        rf"\label{{tab:{table.name}}}",
+        rf"\label{{tab:{re.sub('[^A-Za-z0-9]', '-', prefix)}-{table.name}}}",
         r"\begin{tabular}{l" + "r" * (len(table.columns) - 1) + "}",
         r"\toprule",
         " & ".join(map(_latex, table.columns)) + r" \\",

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from recbole_flr.comparison.formats import for_csv, for_latex, for_markdown
+from recbole_flr.comparison.summary import sentences
 from recbole_flr.errors import OutputError
 from recbole_flr.files import new_file
 
@@ -46,15 +47,22 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_tables(folder, tables, summaries, heading):
+def write_tables(folder, title, summaries, shown):
     """Write comparison.md, .tex and .csv.
 
     Args:
         folder: exists.
-        tables: list of :class:`recbole_flr.comparison.table.Table`.
-        summaries: list of :class:`recbole_flr.comparison.summary.Summary`.
-        heading: lines of Markdown above the tables.
+        title: of the comparison.
+        summaries: list of :class:`recbole_flr.comparison.summary.Summary`, one for each data set.
+        shown: for each of them a list of :class:`recbole_flr.comparison.table.Table`.
     """
-    write_text(folder / f"{STEM}.md", "\n".join([heading, *map(for_markdown, tables)]))
-    write_text(folder / f"{STEM}.tex", "% \\usepackage{booktabs}\n" + "\n".join(map(for_latex, tables)))
+    text, latex = [f"# {title}", ""], ["% \\usepackage{booktabs}"]
+    for summary, tables in zip(summaries, shown):
+        text += [*sentences(summary), ""]
+        text += [f"- Failed: {name}: {error}" for name, error in summary.failures]
+        text += [f"- Warning: {warning}" for warning in summary.warnings]
+        text += ["", *map(for_markdown, tables)]
+        latex += [for_latex(table, summary.dataset) for table in tables]
+    write_text(folder / f"{STEM}.md", "\n".join(text))
+    write_text(folder / f"{STEM}.tex", "\n".join(latex))
     write_text(folder / f"{STEM}.csv", for_csv(summaries))

@@ -70,8 +70,8 @@ def make_plan(options):
             runs, and options of one model as `MODEL.NAME`.
 
     Raises:
-        ConfigError: for a model or data set that is named twice, an unknown study, wrong seeds or jobs, or options for a model that
-            is not in the comparison.
+        ConfigError: for a model or data set that is named twice, an unknown study, wrong seeds or jobs, or options for a model
+            that is not in the comparison.
     """
     options = dict(options)
     own = {name: options.pop(name) for name in COMPARISON if name in options}

@@ -8,6 +8,7 @@ Text of a catalogue is never read as a formula.
 import io
 import re
 import warnings
+from functools import partial
 
 import matplotlib
 import numpy as np
@@ -81,6 +82,7 @@ def embeddable(text, name):
         text: of the SVG file.
         name: unique in the page.
     """
+    name = re.sub(r"\W", "-", name)
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     return re.sub(
@@ -154,7 +156,7 @@ def learning_curves(summary):
                     label=None if place else label,
                 )
         axes.set_xlabel("epoch, counted over all stages")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_ylabel(f"valid {metric_name(summary.metric)}")
         figure.legend(loc="outside right upper")
 
@@ -243,65 +245,49 @@ def _label_cells(axes, matrix, limit):
 
 
 def factor_pictures(summary):
-    """For each row with factors: correlation (Figure 4), gate, and attention maps (Figure 6). List of (caption, svg)."""
+    """For each row with factors: correlation (Figure 4) and gate, and attention maps (Figure 6). List of (caption, svg)."""
     found = []
     for number, row in enumerate(summary.rows):
         run = row.runs[0]
         factors = run.result.get("factors") if run.is_kept else None
         if not factors:
             continue
-        names = [str(factor + 1) for factor in range(factors["num_factors"])]
-
-        def draw(figure, factors=factors, names=names):
-            axes = figure.subplots(1, 3 if factors["correlation"] else 2)
-            gate = factors["gate"]
-            if factors["correlation"]:
-                matrix = np.array(factors["correlation"])
-                axes[0].imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
-                _label_cells(axes[0], matrix, 0.6)
-                axes[0].set(
-                    title="correlation of the factors",
-                    xticks=range(len(names)),
-                    yticks=range(len(names)),
-                    xticklabels=names,
-                    yticklabels=names,
-                )
-                axes[0].grid(False)
-            places = np.arange(len(names))
-            axes[-2].bar(places - 0.2, gate["mean"], 0.4, label="mean weight", color=COLOURS[0])
-            axes[-2].bar(places + 0.2, gate["largest"], 0.4, label="largest in share of rows", color=COLOURS[1])
-            axes[-2].set(title="gate", xticks=places, xticklabels=names, xlabel="factor", ylim=(0, 1))
-            axes[-2].legend(fontsize=7)
-            edges = np.linspace(0, 1, len(gate["histogram"][0]) + 1)
-            for place, shares in enumerate(gate["histogram"]):
-                axes[-1].stairs(shares, edges, label=f"factor {names[place]}", color=COLOURS[place % len(COLOURS)])
-            axes[-1].set(title="distribution of the gate", xlabel="weight", ylabel="share of rows")
-            if len(names) <= 8:
-                axes[-1].legend(fontsize=7)
-
-        found.append(
-            (
-                f"Factors of {row.label}, seed {run.seed}: correlation (as in Figure 4), gate",
-                as_svg(f"{summary.dataset}-factors{number}", draw, width=9),
-            )
-        )
-        maps = factors.get("maps") or []
+        if factors["num_factors"] > 1:
+            svg = as_svg(f"{summary.dataset}-factors{number}", partial(_factors, factors=factors), width=9)
+            found.append((f"Factors of {row.label}, seed {run.seed}: correlation (as in Figure 4), gate", svg))
+        maps = factors.get("maps")
         if maps:
-            found.append(
-                (
-                    f"Attention of the factors of {row.label} to the histories of {len(maps)} users (as in Figure 6)",
-                    as_svg(
-                        f"{summary.dataset}-maps{number}",
-                        lambda figure, maps=maps: _maps(figure, maps),
-                        width=9,
-                        height=sum(1.6 + 0.25 * len(each["attention"]) for each in maps),
-                    ),
-                )
-            )
+            height = sum(1.6 + 0.25 * len(each["attention"]) for each in maps)
+            svg = as_svg(f"{summary.dataset}-maps{number}", partial(_maps, maps=maps), width=9, height=height)
+            found.append((f"Attention of the factors of {row.label} to the histories of {len(maps)} users (as in Figure 6)", svg))
     return found
 
 
+def _factors(figure, factors):
+    """Correlation matrix, if the model has vectors of its factors, mean gate and distribution of the gate."""
+    names, gate = [str(factor + 1) for factor in range(factors["num_factors"])], factors["gate"]
+    *first, weights, shape = figure.subplots(1, 3 if factors["correlation"] else 2)
+    places = np.arange(len(names))
+    for axes in first:
+        matrix = np.array(factors["correlation"])
+        axes.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
+        _label_cells(axes, matrix, 0.6)
+        axes.set(title="correlation of the factors", xticks=places, yticks=places, xticklabels=names, yticklabels=names)
+        axes.grid(False)
+    weights.bar(places - 0.2, gate["mean"], 0.4, label="mean weight", color=COLOURS[0])
+    weights.bar(places + 0.2, gate["largest"], 0.4, label="largest in share of rows", color=COLOURS[1])
+    weights.set(title="gate", xticks=places, xticklabels=names, xlabel="factor", ylim=(0, 1))
+    weights.legend(fontsize=7)
+    edges = np.linspace(0, 1, len(gate["histogram"][0]) + 1)
+    for place, shares in enumerate(gate["histogram"]):
+        shape.stairs(shares, edges, label=f"factor {names[place]}", color=COLOURS[place % len(COLOURS)])
+    shape.set(title="distribution of the gate", xlabel="weight", ylabel="share of rows")
+    if len(names) <= len(COLOURS):
+        shape.legend(fontsize=7)
+
+
 def _maps(figure, maps):
+    """What each factor looked at in the histories of some users."""
     for axes, each in zip(np.ravel(figure.subplots(len(maps), 1)), maps):
         matrix = np.array(each["attention"])
         axes.imshow(matrix, vmin=0, vmax=max(matrix.max(), 0.01), cmap="Blues", aspect="auto")

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -85,7 +86,7 @@ class Run:
         return self.options["valid_metric"].lower()
 
     def costs(self):
-        """What the run cost: `train_seconds`, `peak_memory_bytes`, `user_seconds` (per ranked row), `parameters`; None if unknown."""
+        """`train_seconds`, `peak_memory_bytes`, `user_seconds` (for each ranked row), `parameters`; None if not known."""
         known = [stage for stage in self.result["stages"] if stage.get("seconds") is not None]
         memory = [stage["peak_memory_bytes"] for stage in known if stage.get("peak_memory_bytes")]
         seconds, rows = self.shown_stage.get("test_seconds"), self.result["data"]["rows"]["test"]
@@ -147,7 +148,11 @@ def read_run(folder, stage=None):
         run = Run(folder, result, options, stage or result["kept"])
         if stage is not None and stage not in [each["name"] for each in result["stages"]]:
             raise CheckpointError(f"{path}: found no stage {stage!r}")
-        complete = run.test is not None and options["valid_metric"] and result["data"]["rows"]["test"] is not None
+        complete = run.test is not None and run.main_metric in run.test
+        if complete:  # what the tables read
+            known = run.costs(), run.seed, run.dataset, result["data"]["fingerprint"], result["hardware"]["cpu"]
+            if not known or not all(isinstance(value, (int, float)) for value in run.test.values()):
+                raise ValueError("a metric is no number")
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration, OSError) as error:
         raise CheckpointError(
             f"{path} is not what a finished run writes ({type(error).__name__}: {error}); run it again"
@@ -157,9 +162,10 @@ def read_run(folder, stage=None):
     if not (folder / RANKS).is_file():
         raise CheckpointError(f"{folder}: found no {RANKS}, which has the ranks of all targets; run it again with this version")
     try:
-        if "test_item_rank" not in run.ranks:
-            raise ValueError("no test ranks")
-    except (ValueError, OSError, EOFError) as error:
+        lacking = {"test_row", "test_target", "test_item_rank"} - set(run.ranks)
+        if lacking:
+            raise ValueError(f"no {', '.join(sorted(lacking))}")
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise CheckpointError(f"{folder / RANKS} cannot be read ({error}); run it again") from error
     return run
 

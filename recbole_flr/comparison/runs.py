@@ -192,7 +192,8 @@ class Runner:
             outcome = self.work(job, f"{run.label}-{run.dataset}-{run.seed}")
             if "error" in outcome:
                 return self._failed(place, run, outcome["error"])
-            finished, _ = find_runs(config["checkpoint_dir"], run, key, "same")
+            # the latest, of whatever version: the code may have been changed since this comparison began
+            finished, _ = find_runs(config["checkpoint_dir"], run, key, "any-version")
             if finished is None:
                 return self._failed(place, run, "the run ended, but its folder is not to be found")
         except (FLRError, OSError) as error:

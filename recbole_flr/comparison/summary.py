@@ -190,6 +190,7 @@ def _warnings(rows, comparisons):
             lambda run: (run.result["hardware"]["cpu"], run.result["hardware"]["gpu"], run.result["hardware"]["threads"]),
         ),
         ("versions of the packages", lambda run: sorted(run.result["versions"].items(), key=str)),
+        ("the commit of the code", lambda run: run.result["commit"]),
     ):
         if len({str(of(run)) for row in rows for run in row.runs}) > 1:
             found.append(f"The runs differ in {text}" + ("; do not compare their times." if text == "hardware" else "."))

@@ -144,7 +144,7 @@ def statistics_table(summary):
         "significant",
     ]
     notes = [
-        "t-test: paired, over the seeds that both have. Wilcoxon and bootstrap interval: over the test rows, on means over seeds.",
+        "t-test: paired, over the seeds that both have. Wilcoxon and interval: over the test rows, on means over the seeds.",
         "Significant: both tests have p < .05 after Holm's correction over the rows of this table, and the interval excludes 0.",
     ]
     return Table("statistics", f"{name} beside {summary.reference}", columns, rows, notes)

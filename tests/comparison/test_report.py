@@ -164,6 +164,12 @@ def test_mistakes(tmp_path, capsys):
     assert report_main([str(good), str(other), "--by-dataset", "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert ">tiny</h2>" in page and ">other</h2>" in page
+    checker = Checker()
+    checker.feed(page)
+    ids = [attributes["id"] for _, attributes in checker.seen if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    labels = re.findall(r"\\label{(.*?)}", (tmp_path / "out" / "comparison.tex").read_text(encoding="utf-8"))
+    assert len(labels) == len(set(labels)) > 4
 
 
 def test_a_full_disk(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers_comparison import ROWS, draw_rows, write_run, write_runs
+from helpers_comparison import FACTORS, ROWS, draw_rows, write_run, write_runs
 
 from recbole_flr.comparison.results import check_same_data, read_run, rows_of
 from recbole_flr.errors import CheckpointError, DataError
@@ -47,7 +47,7 @@ def test_costs_add_up_over_stages(tmp_path):
     other = read_run(folder, "grpo")
     assert other.test == {"ndcg@10": 0.4} and not other.is_kept and other.costs()["user_seconds"] is None
     assert not other.has_ranks and (other.ranks["test_item_rank"] == run.ranks["test_item_rank"]).all()
-    write_ranks(folder, {}, {"item_rank": np.arange(3)}, "ranks-grpo.npz")
+    write_ranks(folder, {}, {name: np.arange(3) for name in ("row", "target", "item_rank")}, "ranks-grpo.npz")
     other = read_run(folder, "grpo")
     assert other.has_ranks and other.ranks["test_item_rank"].tolist() == [0, 1, 2]
     with pytest.raises(CheckpointError, match="no stage 'warm'"):
@@ -71,6 +71,38 @@ def test_damaged_results(tmp_path, content):
     folder = write_run(tmp_path / "a")
     (folder / "result.json").write_text(content)
     with pytest.raises(CheckpointError, match="result.json"):
+        read_run(folder)
+
+
+def test_randomly_damaged_results(tmp_path):
+    """A field that is gone or has another type: the run is read, or refused with one error."""
+    folder = write_run(tmp_path / "a", factors=FACTORS)
+    whole, rng = json.loads((folder / "result.json").read_text()), np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        changed = json.loads(json.dumps(whole))
+        place, key = changed, rng.choice(list(changed))
+        while isinstance(place[key], (dict, list)) and place[key] and rng.random() < 0.6:
+            place = place[key]
+            key = int(rng.integers(len(place))) if isinstance(place, list) else rng.choice(list(place))
+        if rng.random() < 0.5:
+            del place[key]
+        else:
+            place[key] = [None, [], {}, "text", -1][rng.integers(5)]
+        (folder / "result.json").write_text(json.dumps(changed))
+        try:
+            read_run(folder)
+        except CheckpointError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert 50 < refused < 300
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"PK\x03\x04 damaged", b"text"])
+def test_damaged_ranks(tmp_path, content):
+    folder = write_run(tmp_path / "a")
+    (folder / "ranks.npz").write_bytes(content)
+    with pytest.raises(CheckpointError, match="ranks.npz cannot be read"):
         read_run(folder)
 
 

@@ -94,9 +94,11 @@ def test_one_model(tmp_path):
 
 
 def test_warnings(tmp_path):
-    folders = write_runs(tmp_path, ("FLR", "SASRec"), (1, 2)) + [write_run(tmp_path / "more", "SASRec", 3, cpu="another")]
+    folders = write_runs(tmp_path, ("FLR", "SASRec"), (1, 2))
+    folders.append(write_run(tmp_path / "more", "SASRec", 3, cpu="another", commit="1234"))
     said = " ".join(summary_of(folders).warnings)
     assert "Only 2 seeds" in said and "Not all rows have the same seeds" in said and "differ in hardware" in said
+    assert "differ in the commit" in said
 
 
 def test_a_stage_that_was_not_kept_has_no_test_over_rows(tmp_path):
@@ -162,7 +164,8 @@ def test_markdown():
 
 
 def test_latex():
-    text = for_latex(odd_table())
+    text = for_latex(odd_table(), "ml_100k")
+    assert r"\label{tab:ml-100k-t}" in text
     assert r"\textbf{.5 $\pm$ .1}" in text and r"\underline{.4}" in text and r"c\&d" in text and r"100\% of A\_B" in text
     for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{lr}"):
         assert text.count(rule) == 1
