@@ -131,6 +131,11 @@ class Collator:
     def __init__(self, titles, chunks, pad):
         self.titles, self.chunks, self.pad = titles, chunks, pad
 
+    @property
+    def head_size(self):
+        """Tokens of the head, which all prompts share."""
+        return int(self.chunks.start[-2] - self.chunks.start[-3])
+
     def to(self, device):
         """Move the catalogue's tokens to a device. Returns the collator itself."""
         self.titles, self.chunks = self.titles.to(device), self.chunks.to(device)

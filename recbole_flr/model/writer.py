@@ -16,7 +16,7 @@ from recbole_flr.data.prompt import IGNORE, Collator, Template
 from recbole_flr.decoding import Trie, beam_search, item_scores
 from recbole_flr.errors import ConfigError
 from recbole_flr.model.backbone import build_backbone
-from recbole_flr.model.reasoner import Thought, read_prompt
+from recbole_flr.model.reasoner import WORTH_SHARING, Thought, read_prompt
 from recbole_flr.model.tree import TreeDecoder
 from recbole_flr.training.supervised import Supervised
 from recbole_flr.training.warmup import WarmUp
@@ -93,7 +93,8 @@ class Writer(SequentialRecommender, Recommender):
         return context
 
     def _prompts(self, interaction):
-        return self.collator.prompts(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], head_first=True)
+        history, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        return self.collator.prompts(history, length, head_first=self.collator.head_size >= WORTH_SHARING)
 
     def think(self, context, reasoner=None):
         """Context -> Thought: what stands before the title."""
