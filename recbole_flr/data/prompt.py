@@ -136,6 +136,11 @@ class Collator:
         """Token ids of the template's tail, which each prompt ends with: [tokens]."""
         return self.chunks.flat[self.chunks.start[-2]:]
 
+    @property
+    def head_size(self):
+        """Tokens of the head, which all prompts share."""
+        return int(self.chunks.start[-2] - self.chunks.start[-3])
+
     def to(self, device):
         """Move the catalogue's tokens to a device. Returns the collator itself."""
         self.titles, self.chunks = self.titles.to(device), self.chunks.to(device)

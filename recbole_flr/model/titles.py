@@ -18,7 +18,7 @@ from recbole_flr.data.prompt import IGNORE, Collator, Template
 from recbole_flr.decoding import Trie, beam_search
 from recbole_flr.errors import ConfigError
 from recbole_flr.model.backbone import build_backbone
-from recbole_flr.model.reasoner import read_prompt
+from recbole_flr.model.reasoner import WORTH_SHARING, read_prompt
 from recbole_flr.model.tree import TreeDecoder
 
 TITLES_AT_ONCE = 16  # titles of a row that are read in one pass
@@ -92,6 +92,10 @@ class TitleModel(nn.Module):
 
     # reading
 
+    def prompts(self, history, length):
+        """The prompts of histories [B, H] of some lengths [B]. A long head stands in the same columns of all rows."""
+        return self.collator.prompts(history, length, head_first=self.collator.head_size >= WORTH_SHARING)
+
     def read_histories(self, history, length, prompt_only=False, first_thought=None, vectors=None, leave_last=False):
         """Read the prompts of histories. Returns a :class:`recbole_flr.model.reasoner.Context`.
 
@@ -120,7 +124,7 @@ class TitleModel(nn.Module):
 
     def _embed(self, history, length, vectors):
         """The prompts of histories, and the embeddings of their tokens [B, L, D]."""
-        prompts = self.collator.prompts(history, length, head_first=True)
+        prompts = self.prompts(history, length)
         embeddings, item = self.backbone.embed(prompts.ids), prompts.item
         if vectors is not None:
             row, token = ((item >= 0) & (item != nn.functional.pad(item[:, 1:], (0, 1), value=-1))).nonzero(as_tuple=True)

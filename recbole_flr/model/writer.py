@@ -69,7 +69,7 @@ class Writer(TitleModel, SequentialRecommender, Recommender):
         return self.read_histories(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], prompt_only, self.first_thought())
 
     def _prompts(self, interaction):
-        return self.collator.prompts(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], head_first=True)
+        return self.prompts(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
 
     def think(self, context, reasoner=None):
         """Context -> Thought: what stands before the title."""

@@ -157,3 +157,21 @@ def test_best_children_against_a_loop():
             best = max(allowed, key=lambda t: (logits[n, member, t].item(), -t))
             assert got[n, member].item() == (best == target[n].item())
     assert 0 < got.double().mean() < 1
+
+
+@pytest.mark.parametrize("prompt", ["compact", "paper"])
+@pytest.mark.parametrize("name", ["FLR", "BIGRec"])
+def test_loss_and_gradients_do_not_depend_on_where_the_head_stands(build, monkeypatch, name, prompt):
+    """In front of the padding or behind it; read once for all rows (the paper's prompt) or in each row."""
+    _, model, (train, *_) = build(name, prompt=prompt, embedding_dropout=0.0)
+    batch, found = next(iter(train)), []
+    plain = model.collator.prompts
+    for head_first in (True, False):
+        monkeypatch.setattr(model.collator, "prompts", lambda history, length, head_first=False, to=head_first: plain(
+            history, length, head_first=to))
+        model.zero_grad()
+        loss = model.calculate_loss(batch)
+        loss.backward()
+        found.append((loss, *(parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
