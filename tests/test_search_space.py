@@ -41,7 +41,7 @@ def test_a_file_of_recbole_means_the_same_as_for_hyperopt(tmp_path):
 
 
 def test_whole_numbers_are_those_of_options_that_take_no_others():
-    given = {"n_layers": Range(1, 3), "dropout": Range(0, 1), "num_factors": Range(1, 8), "weight_decay": Range(0, 1)}
+    given = {"n_layers": Range(1, 3), "dropout": Range(0, 0.9), "num_factors": Range(1, 8), "weight_decay": Range(0, 1)}
     fitted = fit_space(given, Config("FLRMix", "toys_demo"))
     assert {name: type(each.low) for name, each in fitted.items()} == {
         "n_layers": int, "dropout": float, "num_factors": int, "weight_decay": float,
@@ -116,7 +116,7 @@ def test_a_missing_file():
 
 @pytest.mark.parametrize("ranges, message", [
     ({"droput": Range(0.1, 0.2)}, "found option 'droput', which does not exist.*nearest is 'dropout'"),
-    ({"dropout": Range(0.5, 1.5)}, r"dropout: found 1.5, expected float in \[0, 1\]"),
+    ({"dropout": Range(0.5, 1.5)}, r"dropout: found 1.5, expected float in \[0, 1\)"),
     ({"n_layers": Range(0.5, 2)}, "n_layers: found 0.5, expected int"),
     ({"hidden_size": Choice((32, "wide"))}, "hidden_size: found 'wide'"),
 ])
