@@ -61,6 +61,7 @@ LAYERS = [  # from the command line down to what all share
     ["ragged", "contracts", "pretrained", "files", "paths", "training.header", "model.hub"],
     ["errors", "words", "comparison", "data", "model", "training", ""],
 ]
+UNWANTED = ("model", "decoding", "transformers", "peft", "dataset_scripts", "comparison")  # in a run of SASRec
 PLACE = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
 
@@ -120,7 +121,7 @@ def test_a_run_of_sasrec_imports_nothing_of_language_models(session_data):
     """It does not import the dataset scripts either, because the files of the data set exist."""
     options = {**TINY, "epochs": 1, "data_path": str(session_data)}
     code = (
-        "import sys, json, recbole_flr\n"
+        "import sys, json, recbole_flr, recbole_flr.command\n"
         f"recbole_flr.run_recbole_flr('SASRec', 'tiny', config_dict=json.loads({json.dumps(json.dumps(options))}))\n"
         "names = ('recbole_flr', 'dataset_scripts', 'transformers', 'peft')\n"
         "print(json.dumps([module for module in sys.modules if module.split('.')[0] in names]))"
@@ -129,6 +130,6 @@ def test_a_run_of_sasrec_imports_nothing_of_language_models(session_data):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     loaded = {name.removeprefix("recbole_flr.") for name in json.loads(done.stdout.splitlines()[-1])}
-    unwanted = {name for name in loaded if name.split(".")[0] in ("model", "decoding", "transformers", "peft", "dataset_scripts")}
+    unwanted = {name for name in loaded if name.split(".")[0] in UNWANTED}
     assert "trainer" in loaded and not unwanted
     assert not loaded & {"training.grpo", "training.reinforcement", "training.staged", "training.stage", "data.prompt", "ragged"}

@@ -39,8 +39,9 @@ def compare(options):
     start = perf_counter()
     plan = make_plan(options)
     check_report_packages()
-    folder = make_folder(plan.out or default_folder(plan))
+    folder = Path(plan.out or default_folder(plan))
     runner = Runner(plan, folder)
+    make_folder(folder)
     print(
         f"{len(plan.runs)} runs, {plan.jobs} at a time. The result goes to {folder}. If this is interrupted, the same "
         "command goes on."

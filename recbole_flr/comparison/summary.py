@@ -169,10 +169,9 @@ def _warnings(rows, comparisons):
     seeds = {row.label: len(row.runs) for row in rows}
     fewest = min(seeds.values())
     if len(rows) > 1 and fewest < 2:
-        found.append(
-            f"{', '.join(label for label, number in seeds.items() if number < 2)}: one seed only, so there is no test over seeds "
-            "and no claim of significance. Use --seeds=5."
-        )
+        single = [label for label, number in seeds.items() if number < 2]
+        who = "All rows have" if len(single) == len(rows) else f"{', '.join(single)}:"
+        found.append(f"{who} one seed only, so there is no test over seeds and no claim of significance. Use --seeds=5.")
     elif len(rows) > 1 and fewest < FEW_SEEDS:
         found.append(
             f"Only {fewest} seeds: a paired t-test over so few finds large differences only. Use --seeds={FEW_SEEDS} or more."

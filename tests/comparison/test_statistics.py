@@ -126,7 +126,7 @@ def test_a_model_against_itself_is_rarely_significant(seeds):
         easy = rng.beta(0.4, 1.5, 150)
 
         def runs(easy=easy):
-            return np.clip(easy + rng.normal(0, 0.02, (seeds, 1)) + rng.normal(0, 0.1, (seeds, 150)), 0, 1)
+            return np.clip(easy + rng.normal(0, 0.01, (seeds, 1)) + rng.normal(0, 0.1, (seeds, 150)), 0, 1)
 
         (found,) = corrected([compare("A", "A", "ndcg@10", rows_of(runs()), rows_of(runs()))])
         claims += bool(found.significant)
