@@ -53,7 +53,8 @@ class Writer(SequentialRecommender, Recommender):
             self.unsaved_parameters = frozenset(name for name, p in named if not p.requires_grad)
         titles = self.catalog.tokenize(self.backbone, config["max_title_tokens"])
         name = config["prompt"] or ("paper" if self.backbone.pretrained else "compact")
-        self.collator = Collator(titles, self.template(name, config["item_noun"]).chunks(self.backbone, titles), self.backbone.pad_id).to(self.device)
+        chunks = self.template(name, config["item_noun"]).chunks(self.backbone, titles)
+        self.collator = Collator(titles, chunks, self.backbone.pad_id).to(self.device)
         items = torch.from_numpy(self.catalog.by_popularity())
         self.trie = Trie.build(titles.take(items), items.numpy()).to(self.device)
         self.num_beams, self.score = config["num_beams"], config["score"]
