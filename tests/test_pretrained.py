@@ -19,7 +19,7 @@ HEADS, KEY_HEADS = 2, 1
 
 
 def llama_cpp_order(weight, heads):
-    """Rows of a query or key matrix as GGUF files have them: the two halves of each head, which RoPE turns together, alternate."""
+    """Rows of a query or key matrix as GGUF files have them: the two halves of each head, which RoPE turns, alternate."""
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
@@ -93,7 +93,8 @@ def test_the_converted_model_is_the_model_of_the_file(package, saved_models, tmp
     folder = find_model("tiny")
     assert folder == str(tmp_path / "cache" / "tiny") and is_converted(tmp_path / "cache" / "tiny", package)
     ids = torch.randint(0, 300, (3, 20))
-    own, converted = (AutoModelForCausalLM.from_pretrained(place)(input_ids=ids).logits for place in (saved_models["llama"], folder))
+    places = saved_models["llama"], folder
+    own, converted = (AutoModelForCausalLM.from_pretrained(place)(input_ids=ids).logits for place in places)
     torch.testing.assert_close(converted, own)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["tiny"]
 

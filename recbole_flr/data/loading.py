@@ -167,7 +167,7 @@ def fingerprint(dataset):
 
 
 def split(config, dataset):
-    """RecBole's train, valid and test loaders, of a sample of the rows where `train_rows`, `valid_rows` or `test_rows` ask for it.
+    """RecBole's train, valid and test loaders. `train_rows`, `valid_rows` and `test_rows` may ask for a sample of the rows.
 
     Raises:
         DataError: the options or the data are not what RecBole can split.

@@ -1,14 +1,14 @@
-"""AlphaRec: Language Representations Can be What Recommenders Need (Sheng et al., ICLR 2025, arXiv 2407.05441) as a RecBole model.
+"""AlphaRec: Language Representations Can be What Recommenders Need (Sheng et al., ICLR 2025, arXiv 2407.05441), for RecBole.
 
-There are no ids. A frozen language model gives each title a vector, a two-layer MLP maps it, two LightGCN layers spread it over the
-graph of training users and items, and a user is compared with items by the cosine.
+There are no ids. A frozen language model gives each title a vector, a two-layer MLP maps it, and two LightGCN layers spread it
+over the graph of training users and items. A user is compared with items by the cosine.
 
 Departures from the paper:
 
 - A user of the sequential protocol is a history, who may have no training row. He is a node of his own, whose neighbours are the
   items of the history. His text vector is the mean of theirs, as the paper has it for its users.
-- The text vectors come from a small sentence encoder (`item_text: all-MiniLM-L6-v2`), or are the mean hidden state of any language
-  model. The paper takes those of a large embedding model.
+- The text vectors come from a small sentence encoder (`item_text: all-MiniLM-L6-v2`), or are the mean hidden state of any
+  language model. The paper takes those of a large embedding model.
 - The paper leaves the items of a user's training rows out of his ranking. The sequential protocol allows repeats, so items of the
   history stay in it, with their cosine lowered by `repeat_penalty`. At 2, the default, they come behind all other items.
 - A drawn negative that is the target or stands in the history does not count.

@@ -251,7 +251,7 @@ def build_backbone(config, texts):
         raise ConfigError(f"trainable: found {config['trainable']!r}, expected 'full': the compact backbone starts from random "
                           "weights, which must be trained")
     dtype = precision_of(config, pretrained=not compact)
-    if torch.device(config["device"]).type == "cpu":  # else transformers copies grouped keys for each head wherever there is a mask
+    if torch.device(config["device"]).type == "cpu":  # or transformers would copy grouped keys for each head where there is a mask
         os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
     if compact:
         tokenizer = load_tokenizer(config["tokenizer"]) if config["tokenizer"] else train_tokenizer(

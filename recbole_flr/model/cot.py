@@ -60,7 +60,7 @@ class CoT(Base):
             ConfigError: for another prompt, which has no instruction.
         """
         if name != "paper":
-            raise ConfigError(f"prompt: found {name}, expected paper or null: CoT needs an instruction that asks for the reasoning")
+            raise ConfigError(f"prompt: found {name}, expected paper or null: CoT needs an instruction to write its reasoning")
         return Template.named(name, noun, TASK, REASONING)
 
     @torch.no_grad()
@@ -129,7 +129,8 @@ class CoT(Base):
         return Context(
             torch.cat([context.hidden, blank, hidden], dim=1), mask, positions, mask.sum(-1),
             tuple((layer.keys, layer.values) for layer in cache.layers),
-            torch.cat([context.embeddings, self.backbone.embed(tokens), embeddings[:, :-1]], dim=1), item, unread=embeddings[:, -1],
+            torch.cat([context.embeddings, self.backbone.embed(tokens), embeddings[:, :-1]], dim=1), item,
+            unread=embeddings[:, -1],
         )
 
     # the texts

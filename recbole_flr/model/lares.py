@@ -7,8 +7,8 @@ of the history again and again:
 
 Stages:
 
-1. `spt`, self-supervised pre-training. The number of steps is drawn for each batch. The loss is the cross entropy of the next item,
-   plus two alignments. Trajectory level: two trajectories of a history, from different noise and of different length, end at the
+1. `spt`, self-supervised pre-training. The number of steps is drawn for each batch. The loss is the cross entropy of the next
+   item, plus two alignments. Trajectory level: two trajectories of a history, from different noise and of different length, end at the
    same place. Step level: a thought on the way points to where its trajectory ends.
 2. `grpo`, reinforcement. The reward of a thought is Recall@k of the items that it ranks first, k = max(topk).
 

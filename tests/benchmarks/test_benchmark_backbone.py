@@ -14,13 +14,14 @@ def test_its_figures(session_data, saved_models, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(backbone, "Config", lambda name, dataset, config_dict: Config(
         name, dataset, config_dict={**TINY_FLR, **config_dict}))
     file = tmp_path / "found.json"
-    words = ["--dataset=tiny", f"--data={session_data}", f"--json={file}", "--repeats=1", "--set", f"backbone={saved_models['llama']}",
-             "--set", "trainable=lora", "--set", "train_batch_size=6"]
+    words = ["--dataset=tiny", f"--data={session_data}", f"--json={file}", "--repeats=1",
+             "--set", f"backbone={saved_models['llama']}", "--set", "trainable=lora", "--set", "train_batch_size=6"]
     found = backbone.main(words)
     written = json.loads(file.read_text())
     assert written["costs"] == pytest.approx(found) and written["rows"] == [6, 16]
     assert all(value >= 0 for value in found.values()) and found["step: in all, s"] > 0
-    assert found["ranking: in all, s"] == pytest.approx(sum(found[f"ranking: {part}, s"] for part in ("read prompts", "think", "search")))
+    parts = sum(found[f"ranking: {part}, s"] for part in ("read prompts", "think", "search"))
+    assert found["ranking: in all, s"] == pytest.approx(parts)
     assert "kept for backward" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""LARES: the core block is the plain loop; alignments and rewards are what loops over rows give; its stages train what they should."""
+"""LARES: the core block, the alignments and the reward are what plain loops give; its stages train what they should."""
 
 import math
 
