@@ -183,7 +183,8 @@ class SafeCheckpoints:
             checkpoint.unpack_optimizer(self.optimizer, tensors, meta["optimizer"])
         self._random = tensors, meta["random"]  # put back by fit, once the loader is known
         self.start_epoch = meta["next_epoch"]
-        self._restore(meta)
+        with checkpoint.undamaged(self.folder / checkpoint.LAST):
+            self._restore(meta)
         self._resumed = True
         self.logger.info(f"Checkpoint loaded from {self.folder}. Training goes on at epoch {self.start_epoch}.")
 

@@ -1,7 +1,7 @@
 """Random changes of options, of `run.json` and of safetensors headers: no traceback, no hang, no half-written output.
 
 A short run is part of the tests. The long one is `python -m pytest -s -m slow tests/test_fuzz.py`. FUZZ_CHANGES and FUZZ_SEED
-change it.
+change it; with FUZZ_FIRST several processes can share the work.
 """
 
 import json
@@ -168,7 +168,8 @@ def test_a_few_random_changes(fuzz, capsys):
 @pytest.mark.slow
 def test_many_random_changes(fuzz, capsys):
     changes, failed = fuzz(int(os.environ.get("FUZZ_SEED", 2020))), []
-    for number in range(int(os.environ.get("FUZZ_CHANGES", 2000))):
+    first = int(os.environ.get("FUZZ_FIRST", 0))
+    for number in range(first, first + int(os.environ.get("FUZZ_CHANGES", 2000))):
         try:
             changes.change(number, capsys)
         except AssertionError as error:

@@ -70,6 +70,13 @@ def test_a_finished_run_without_the_weights_of_a_stage(trained):
         recbole_flr.run_recbole_flr(config_dict={"resume": str(folder)})
 
 
+def test_a_state_of_stages_without_their_results(trained):
+    folder, _ = trained("FLR", stages="sft,grpo")
+    changed(folder, lambda meta: meta.pop("results") and None)
+    with pytest.raises(CheckpointError, match=r"last.safetensors is damaged, or is no checkpoint of this run \(KeyError: 'results'"):
+        recbole_flr.run_recbole_flr(config_dict={"resume": str(folder)})
+
+
 def test_what_a_run_writes_is_accepted(trained):
     folder, result = trained("SASRec", epochs=2)
     changed(folder, lambda meta: None)
