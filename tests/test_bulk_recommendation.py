@@ -5,6 +5,7 @@ import json
 import re
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import duckdb
 import pytest
@@ -182,7 +183,7 @@ def test_an_output_that_cannot_be_written_keeps_the_parts(trained, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.checkpoints, "replace", full)
+        patch.setattr(module, "os", SimpleNamespace(replace=full))
         with pytest.raises(DataError, match=re.escape("out: cannot write out.csv.parts/000000.parquet ([Errno 28] No space")):
             run(folder, "users.csv")
     assert run(folder, "users.csv")[0]["users"] == 5

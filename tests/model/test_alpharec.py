@@ -127,7 +127,7 @@ def test_a_history_of_unknown_items_has_finite_scores(build):
 
 
 def test_an_encoder_that_does_not_exist_and_a_catalogue_without_titles(build):
-    with pytest.raises(ConfigError, match="could not be loaded"):
+    with pytest.raises(ConfigError, match="is neither a folder nor in the cache"):
         build("AlphaRec", item_text="no/such-model")
     with pytest.raises(DataError):
         build("AlphaRec", TITLE_FIELD="no_such_column")

@@ -298,7 +298,7 @@ def test_the_gate_does_not_decide_in_the_reinforcement_stage(build):
     assert model.sharpness == 0
 
 
-@pytest.mark.parametrize("items, users, length", [(1, 1, 1), (2, 1, 1), (3, 5, 1), (4, 6, 3)])
+@pytest.mark.parametrize("items, users, length", [(2, 1, 1), (3, 5, 1), (4, 6, 3)])
 def test_little_data(tmp_path, items, users, length):
     options = {"hidden_size": 8, "epochs": 30, "learning_rate": 0.03, "dropout": 0.0, "stopping_step": 30, "eval_step": 30}
     assert_runs_on_little_data("FLRMix", tmp_path, items, users, length, options, parameters=None)

@@ -102,8 +102,8 @@ def test_the_score_of_one_item(build):
     assert_predict_equals_full_ranking(build("VSKNN"))
 
 
-@pytest.mark.parametrize("items, users, length", [(1, 3, 2), (4, 1, 3)])
-def test_one_item_and_one_user(tmp_path, items, users, length):
+@pytest.mark.parametrize("items, users, length", [(2, 3, 2), (4, 1, 3)])
+def test_two_items_and_one_user(tmp_path, items, users, length):
     assert_runs_on_little_data("VSKNN", tmp_path, items, users, length)
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from recbole_flr.comparison.command import report_main
 from recbole_flr.comparison.output import write_text
 from recbole_flr.comparison.report import paper_figures, paper_tables
-from recbole_flr.errors import OutputError
+from recbole_flr.errors import DiskError
 
 EVIL = "<script>alert('x')</script> \"quoted\" & <b>"
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -179,8 +179,8 @@ def test_a_full_disk(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("recbole_flr.comparison.output.replace", full)
-    with pytest.raises(OutputError, match="cannot write .*report.html: No space left.* MB are free.*make room"):
+    monkeypatch.setattr("recbole_flr.files.os.replace", full)
+    with pytest.raises(DiskError, match="cannot write .*report.html: No space left.*are free there. Make room"):
         write_text(path, "new")
     assert path.read_text() == "old" and not list(tmp_path.glob("*.tmp"))
 
