@@ -85,7 +85,7 @@ def make_plan(options):
         raise ConfigError(
             f"study: found {study!r}, expected one of {', '.join(STUDIES)}; the nearest is {nearest(study, STUDIES)!r}"
         )
-    default = ",".join(study_models(study)) if study else "FLR"
+    default = ",".join(study_models(study, options.get("backbone", "compact"))) if study else "FLR"
     models = _names(options.pop("model", default), "model")
     datasets = _names(options.pop("dataset", "toys_demo"), "dataset")
     files = options.pop("config_files", "").replace(",", " ").split() or None

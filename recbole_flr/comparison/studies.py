@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 from recbole_flr.errors import ConfigError
-from recbole_flr.registry import MODELS
 
 STUDIES = {  # name -> what the report calls it
     "ablation": "Ablation: one part switched off at a time (as in Table 3)",
@@ -58,10 +57,10 @@ class Variant:
     stage: str | None = None
 
 
-def study_models(study):
-    """The models of a study if none are given."""
+def study_models(study, backbone="compact"):
+    """The models of a study if none are given. CoT is among them where the backbone is a pretrained one, which it needs."""
     if study in ("cost", "longtail"):
-        return [name for name in ("BIGRec", "LatentR3", "FLR", "CoT") if name in MODELS]
+        return ["BIGRec", "LatentR3", "FLR", *(["CoT"] if backbone != "compact" else [])]
     return ["FLR"]
 
 
