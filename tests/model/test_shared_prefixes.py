@@ -8,7 +8,7 @@ from recbole_flr.data.batching import LengthBatches, PrefixBatches
 from recbole_flr.training.supervised import Supervised
 
 MIX = {**TINY_LATENT, **TINY_OPTIONS["FLRMix"], "backbone": "compact"}
-OPTIONS = {"torch_dtype": "float64", "embedding_dropout": 0.0}
+OPTIONS = {"torch_dtype": "float64", "embedding_dropout": 0.0, "share_prefixes": "auto"}
 
 
 @pytest.fixture
