@@ -49,7 +49,7 @@ def run_command(words):
         print(f"recbole_flr {__version__}")
         return 0
     found = f"found {words[0]!r}" if words else "found no command"
-    print(f"recbole_flr: {found}, expected {' or '.join(COMMANDS)} (python -m recbole_flr --help)", file=sys.stderr)
+    print(f"recbole_flr: {found}, expected {', '.join(COMMANDS)} (python -m recbole_flr --help)", file=sys.stderr)
     return 2
 
 

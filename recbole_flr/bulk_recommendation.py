@@ -164,6 +164,10 @@ class _AllUsers(_InDataSet):
     identity = "all"
 
     def __init__(self, config, model, dataset, loaders):
+        sampled = next((name for name in ("train_rows", "valid_rows", "test_rows") if config[name]), None)
+        if sampled:
+            raise ConfigError(f"users: found all, and {sampled}={config[sampled]} in the run, which hides rows of users; expected test, "
+                              "or a file with the histories")
         self._config, self._model = config, model
         features = [loader._dataset.inter_feat for loader in loaders]
 
@@ -308,8 +312,7 @@ class _Parts:
         if frame is not None:
             self._copy("SELECT * FROM frame", self._file(self.done), FORMATS[".parquet"], frame)
         self._counts.append(counts)
-        write_json(self.folder / "progress.json",
-                               {"request": self._request, "parts": [vars(each) for each in self._counts]})
+        write_json(self.folder / "progress.json", {"request": self._request, "parts": [vars(each) for each in self._counts]})
 
     def join(self, out):
         """Write the output and remove the parts.

@@ -1,14 +1,16 @@
-"""The command lines: `run_recbole_flr.py`, and `python -m recbole_flr` with recommend, export and backbone."""
+"""The command lines: `run_recbole_flr.py`, and `python -m recbole_flr` with recommend, export and backbone.
+
+The command `report` is in `recbole_flr/comparison/command.py`.
+"""
 
 import argparse
 import json
-import os
 import re
 import sys
-from contextlib import contextmanager
 
 from recbole_flr import __version__
-from recbole_flr.errors import ConfigError, FLRError, Interrupted, printable
+from recbole_flr.errors import ConfigError, printable
+from recbole_flr.exit_status import go_on, one_line
 from recbole_flr.words import wants_comparison
 
 USAGE = """\
@@ -19,11 +21,12 @@ Train, validate and test a model of recbole_flr or of RecBole.
   python run_recbole_flr.py --resume=saved/FLR-movies-20260101-120000
   python run_recbole_flr.py --checkpoint=saved/FLR-movies-20260101-120000 --stages=grpo
 
-  --model, -m NAME        FLR, LatentR3, BIGRec, or any RecBole model (SASRec, GRU4Rec, Caser, ...)
+  --model, -m NAME        FLRMix (ranks best), FLR, LatentR3, BIGRec, Base, CoT, LARES, AlphaRec, SequentialRules, VSKNN, or any
+                          RecBole model (SASRec, GRU4Rec, Caser, ...)
   --dataset, -d NAME      toys_demo (made on the spot), ml-100k, or your own (README: Your own data); toys, cds, games,
                           instruments, movies, toys-2023, ... are fetched and converted with --download=true
   --config_files A.yaml   yaml files with options; several separated by blanks
-  --search=FILE           search for good options in the ranges of a file, such as properties/search/FLRMix.yaml (needs Optuna)
+  --search=FILE           search for good options in the ranges of a file, or of the plug-in: --search=default (needs Optuna)
   --trials=30             how many trials a search has; --search_seconds=N begins no trial after N seconds
   --help, -h              this text; with --model=NAME, that model's options
   --version               the version
@@ -73,37 +76,6 @@ def parse_arguments(arguments):
     return options
 
 
-class Status:
-    """The exit status of a command."""
-
-    code = 0
-
-
-@contextmanager
-def one_line(program):
-    """Inside the block, a user's mistake and Ctrl-C end the command with one line on stderr.
-
-    Args:
-        program (str): the line begins with it.
-
-    Yields:
-        Status: its `code` is 2 after a mistake, 130 after Ctrl-C, else 0.
-    """
-    status = Status()
-    try:
-        yield status
-    except FLRError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        status.code = 2
-    except KeyboardInterrupt as error:
-        message = str(error) if isinstance(error, Interrupted) else "interrupted; nothing was saved"
-        print(f"\n{program}: {message}", file=sys.stderr)
-        status.code = 130
-    except BrokenPipeError:  # such as `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status.code = 1
-
-
 def main(arguments=None):
     """Entry point of run_recbole_flr.py.
 
@@ -129,6 +101,9 @@ def _run(arguments):
         print(USAGE + "\nOptions of the plug-in (name, default, what is allowed, what it does and costs):")
         print(help_text(model, shared_options(model)))
         return 0
+    if wants_comparison(options) and SEARCH_OPTIONS.keys() & options.keys():
+        raise ConfigError("search: found words of a comparison too (several models or data sets, or --seeds, --jobs, --study, --out, "
+                          "--reuse, --reference); expected one model and one data set for a search")
     if wants_comparison(options):
         from recbole_flr.comparison.command import compare
 
@@ -149,7 +124,8 @@ def _run(arguments):
 
     if "search" not in searched:
         raise ConfigError("trials, search_seconds: found without a search; expected --search=FILE with ranges too")
-    run_search(model, dataset, files, options, **searched)
+    with go_on("the search keeps its finished trials; the same command goes on with it"):
+        run_search(model, dataset, files, options, **searched)
     return 0
 
 
@@ -164,17 +140,22 @@ def recommend_main(arguments=None):
     parser.add_argument("--out", help="with --users: file to write, .parquet, .csv, .tsv or .jsonl")
     parser.add_argument("--skip-unknown", action="store_true", help="with --users: leave out unknown items and count them")
     parser.add_argument("--data_path", help="where the data sets are, if not where they were at training")
-    parser.add_argument("--as-text", action="store_true", help="read an unknown title as text (models that read titles)")
+    parser.add_argument("--as-text", action="store_true", help="with --history: read an unknown title as text (FLR, LatentR3, BIGRec, Base, CoT)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     if (given.users is None) != (given.out is None):
         parser.error("argument --out: --users and --out belong together")
+    if given.users is not None and given.as_text:
+        parser.error("argument --as-text: it belongs to --history; a file of --users has item ids")
+    if given.users is None and given.skip_unknown:
+        parser.error("argument --skip-unknown: it belongs to --users")
     changes = {"state": "ERROR", "show_progress": False, **({"data_path": given.data_path} if given.data_path else {})}
     with one_line("recommend") as status:
         if given.users is not None:
             from recbole_flr.bulk_recommendation import describe, recommend_many
 
-            summary = recommend_many(given.checkpoint, given.users, given.out, given.k, given.skip_unknown, changes)
+            with go_on("finished parts are kept; the same command goes on with them"):
+                summary = recommend_many(given.checkpoint, given.users, given.out, given.k, given.skip_unknown, changes)
             print(json.dumps(summary) if given.json else describe(summary, given.out))
             return 0
         from recbole_flr.recommendation import recommend

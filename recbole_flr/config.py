@@ -108,6 +108,9 @@ class Config(recbole.config.Config):
                 RuntimeError) as error:
             raise ConfigError(str(error.args[0] if error.args else error)) from error
         negatives = self["train_neg_sample_args"]["distribution"]
+        if self.model in registry.MODELS and negatives != "none":
+            raise ConfigError(f"train_neg_sample_args: found {self['train_neg_sample_args']}, expected null: {self.model} has no use for "
+                              "negative items of RecBole, and would take them for targets")
         if self["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and negatives == "none":
             raise ConfigError("train_neg_sample_args: found none, but the model compares an item with a negative one "
                               "(loss_type BPR); expected such as {'distribution': 'uniform'}")

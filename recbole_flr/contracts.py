@@ -88,8 +88,8 @@ class Recommender:
         Raises:
             ConfigError: the model reads item ids and no text.
         """
-        raise ConfigError(f"as_text: {type(self).__name__} reads item ids and cannot read a text that is not in the catalogue; "
-                          "expected a model that reads titles, such as FLR, LatentR3 or BIGRec")
+        raise ConfigError(f"as_text: {type(self).__name__} ranks with the ids of the history and cannot read a text that is not "
+                          "in the catalogue; expected a model that reads titles alone, such as FLR, LatentR3 or BIGRec")
         yield
 
     def save_files(self, folder):

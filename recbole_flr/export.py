@@ -3,13 +3,15 @@
 docs/serving.md says how to search the vectors with FAISS.
 """
 
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from recbole_flr.errors import CheckpointError, ConfigError, first_line
+from recbole_flr.errors import CheckpointError, ConfigError, DiskError, first_line
 from recbole_flr.files import write_json
 from recbole_flr.quick_start import load_data_and_model
 from recbole_flr.recommendation import history_batch, prepare, resolve_items
@@ -34,9 +36,9 @@ def export(checkpoint, out, config_dict=None):
         ConfigError: if the model has neither item vectors nor a language model, or the folder holds other files.
         CheckpointError: if the files cannot be written.
     """
-    out = Path(out)
+    shown, out = out, Path(out).resolve()
     if out.exists() and not (out.is_dir() and ((out / ABOUT).is_file() or not any(out.iterdir()))):
-        raise ConfigError(f"out: found {out}, which is no earlier export; expected a new folder")
+        raise ConfigError(f"out: found {shown}, which is no earlier export; expected a new folder")
     loaded = load_data_and_model(checkpoint, config_dict)
     config, model, dataset = loaded[:3]
     prepare(config, model, loaded[3])
@@ -44,14 +46,14 @@ def export(checkpoint, out, config_dict=None):
     if vectors is None and language_model is None:
         raise ConfigError(f"export: {config['model']} has neither item vectors nor a language model: there is nothing to export")
     written = {
-        IDS: f"list of {len(model.catalog) - 1} item ids, in the order of the vectors",
+        IDS: f"list of {len(model.catalog) - 1} item ids" + (", in the order of the vectors" if vectors is not None else ""),
         TITLES: "list of the titles of these items",
         ABOUT: "model, data set, versions, and the weights of the ranking",
     }
-    temporary = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    os.chmod(temporary, 0o777 & ~umask())
     try:
-        temporary.mkdir(parents=True)
         if vectors is not None:
             np.save(temporary / VECTORS, vectors)
             written = {VECTORS: f"{vectors.shape[0]} item vectors of {vectors.shape[1]} numbers, float32", **written}
@@ -65,13 +67,23 @@ def export(checkpoint, out, config_dict=None):
             "model": config["model"], "dataset": config["dataset"], "run": run_folder(checkpoint).name, "versions": versions(),
             "ranking_weights": model.other_parameter().get("weights", {}), "max_history": config["MAX_ITEM_LIST_LENGTH"],
         })
-        if out.exists():
-            shutil.rmtree(out)
+        old = temporary.with_suffix(".old")
+        if out.exists():  # a kill from here on leaves the old export under another name
+            out.rename(old)
         temporary.rename(out)
-    except OSError as error:
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, DiskError) as error:
+        raise CheckpointError(f"out: cannot write {shown} ({first_line(error)})") from error
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"out: cannot write {out} ({first_line(error)})") from error
     return written
+
+
+def umask():
+    """The umask of this process."""
+    present = os.umask(0)
+    os.umask(present)
+    return present
 
 
 @torch.no_grad()

@@ -35,7 +35,10 @@ WITHOUT_EFFECT = {  # options that change where and how a run works, but not its
     "worker",
     "world_size",
 }
-NOT_PART_OF_A_RUN = ("comparison", "command.py", "__main__.py")  # code of the package that no run depends on
+NOT_PART_OF_A_RUN = (
+    "comparison", "command.py", "__main__.py", "exit_status.py", "words.py", "search.py", "search_process.py", "search_result.py", "search_space.py",
+    "export.py", "bulk_recommendation.py", "user_files.py", "recommendation.py",
+)  # code of the package that no run depends on
 VERSIONS = ("recbole", "torch", "transformers")
 
 

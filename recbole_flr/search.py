@@ -27,6 +27,7 @@ from recbole_flr.console import FILE_ONLY, quiet_console, shared_log
 from recbole_flr.errors import CheckpointError, ConfigError, DataError, FLRError, first_line
 from recbole_flr.evaluation import metrics_table
 from recbole_flr.options import parse_value, properties_folder
+from recbole_flr.paths import check_folder
 from recbole_flr.quick_start import configure, run_recbole_flr, train_only
 from recbole_flr.result import RESULT, duration
 from recbole_flr.search_process import is_lost, owner_of, says_disk_is_full, this_process
@@ -93,7 +94,7 @@ class Search:
         if (config_dict or {}).get("resume"):
             raise ConfigError("search: found --resume too; a search that was stopped continues with the command that began it")
         self.optuna, self.limit, self.seconds = _optuna(), trials, seconds
-        path = properties_folder() / "search" / f"{model}.yaml" if search == "default" else Path(search)
+        path = self._ranges_file(model) if search == "default" else Path(search)
         ranges, fixed = read_space(path)
         self.given = model, dataset, config_file_list, {**fixed, **(config_dict or {})}
         self.config = configure(*self.given)
@@ -104,8 +105,23 @@ class Search:
         identity = hashlib.sha256(json.dumps([options, ranges_text], sort_keys=True, default=str).encode()).hexdigest()[:8]
         self.saved = Path(self.config["checkpoint_dir"])
         self.folder = self.saved / f"search-{self.config['model']}-{self.config['dataset']}-{identity}"
+        check_folder(self.config["checkpoint_dir"], "checkpoint_dir")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.study = self._open_study()
+
+    @staticmethod
+    def _ranges_file(model):
+        """The plug-in's ranges for a model.
+
+        Raises:
+            ConfigError: if it has none.
+        """
+        folder = properties_folder() / "search"
+        known = sorted(path.stem for path in folder.glob("*.yaml"))
+        if model not in known:
+            raise ConfigError(f"search: found default for the model {model}, which has no ranges; expected a file with ranges, or "
+                              f"--model as one of {', '.join(known)}")
+        return folder / f"{model}.yaml"
 
     def _storage(self):
         """Optuna's storage of the trials: an SQLite file, whose lock processes wait for."""

@@ -27,6 +27,7 @@ HYPER_FORM = "name choice [A, B], name uniform LOW,HIGH, name loguniform LOW,HIG
 NOT_SEARCHED = {  # two trials that differ in one of these cannot be compared
     "model", "dataset", "data_path", "checkpoint_dir", "seed", "resume", "checkpoint", "metrics", "topk", "valid_metric",
     "valid_metric_bigger", "eval_args", "benchmark_filename", "repeatable", "title_metrics", "metric_decimal_place",
+    "train_rows", "valid_rows", "test_rows", "rows_seed",
 }
 
 

@@ -223,3 +223,20 @@ def test_too_many_items(trained):
     folder, _ = trained("FLRMix")
     with pytest.raises(ConfigError, match="k: found 21, expected 1 to 20"):
         run(folder, "test", k=21)
+
+
+def test_all_users_of_a_run_that_sampled_its_rows_are_refused(trained):
+    """The rows that were left out would be missing from the histories."""
+    folder, _ = trained("FLRMix", test_rows=5)
+    with pytest.raises(ConfigError, match="users: found all, and test_rows=5 in the run"):
+        run(folder, "all")
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--users", "all", "--out", "a.csv", "--as-text"], "argument --as-text: it belongs to --history"),
+    (["--history", "Robot", "--skip-unknown"], "argument --skip-unknown: it belongs to --users"),
+])
+def test_options_that_would_do_nothing_are_refused(words, message, capsys):
+    with pytest.raises(SystemExit):
+        recommend_main(["--checkpoint", "run", *words])
+    assert message in capsys.readouterr().err

@@ -82,6 +82,11 @@ def test_loss_brings_the_negatives_it_needs():
     refused("should be None when the loss_type is CE", "SASRec", train_neg_sample_args="{'distribution': 'uniform'}")
 
 
+@pytest.mark.parametrize("model", ["FLR", "FLRMix", "LARES", "AlphaRec", "VSKNN"])
+def test_negative_items_would_be_taken_for_targets(model):
+    refused("expected null: .* would take them for targets", model, train_neg_sample_args={"distribution": "uniform"})
+
+
 def test_load_col_follows_the_field_names():
     config = Config("FLR", "toys", config_dict={"USER_ID_FIELD": "who", "ITEM_ID_FIELD": "what", "TIME_FIELD": "when"})
     assert config["load_col"] == {"inter": ["who", "what", "when", "what_list"], "item": ["what"]}

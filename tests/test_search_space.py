@@ -88,7 +88,7 @@ def test_what_is_in_a_range(low, high, step, inside, outside):
     ("dropout: {low: 0.1, high: 0.5}\ndropout: [0.1]", "dropout twice"),
     ("dropout: 0.5", "found no range"), ("", "found no range"), ("- 3", "found a list"), ("a: [", "is not yaml"),
     ("3: [1]", "option 3"),
-    ("seed: [1, 2]", "found seed .*--seed=VALUE"),
+    ("seed: [1, 2]", "found seed .*--seed=VALUE"), ("valid_rows: [50, 400]", "found valid_rows"), ("rows_seed: [1, 2]", "found rows_seed"),
 ])
 def test_wrong_ranges_are_refused(tmp_path, line, message):
     with pytest.raises(ConfigError, match=f"(?s)search: .*{message}"):

@@ -21,6 +21,7 @@ from recbole_flr.comparison.runs import Runner
 from recbole_flr.comparison.summary import sentences, summarise
 from recbole_flr.comparison.table import tables
 from recbole_flr.errors import DataError, FLRError
+from recbole_flr.exit_status import one_line
 from recbole_flr.result import duration
 
 
@@ -154,7 +155,7 @@ def report_main(arguments=None):
     parser.add_argument("--by-dataset", action="store_true", help="a table for each data set, if the runs are on several")
     parser.add_argument("--search", nargs="+", default=[], help="folders of searches, whose plots the report shows too")
     given = parser.parse_args(arguments)
-    try:
+    with one_line("report") as status:
         check_report_packages()
         runs = [read_run(folder) for folder in dict.fromkeys(given.runs)]
         datasets = list(dict.fromkeys(run.dataset for run in runs))
@@ -170,7 +171,4 @@ def report_main(arguments=None):
             summaries.append(summarise(rows_of(own), reference=given.reference))
         more = [picture for folder in given.search for picture in search_pictures(folder)]
         show(make_folder(given.out), summaries, more=more)
-    except FLRError as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status.code

@@ -150,6 +150,6 @@ class CoT(Base):
         history = interaction[self.ITEM_SEQ].tolist()
         for text, user, items, row in zip(texts, interaction[self.USER_ID].tolist(), history, ids):
             self._texts.append({
-                "user": str(self._users[user]), "history": [str(self._items[item]) for item in items if item],
+                "user": str(self._users[user]), "history": [str(self._items[item]) if item < self.n_items else None for item in items if item],
                 "thought": text.strip(), "tokens": len(row),
             })

@@ -12,7 +12,8 @@ from recbole_flr.model.titles import TitleModel
 class TitleReader(TitleModel):
     """Reads the titles of a history with a causal language model (`backbone: compact`, or one of Hugging Face).
 
-    The vector of an item is added to the embedding of its title's last token, so that ids are read as well.
+    The vector of an item is added to the embedding of the last token of the item's part of the prompt (the end of the title, or the
+    mark behind it), so that ids are read as well.
 
     Args:
         config: see `properties/generative.yaml`.

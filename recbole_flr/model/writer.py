@@ -14,7 +14,6 @@ from recbole_flr.contracts import LossPart, Recommender, Thinker, total_loss
 from recbole_flr.data.catalog import Catalog
 from recbole_flr.data.prompt import Collator
 from recbole_flr.decoding import item_scores
-from recbole_flr.errors import ConfigError
 from recbole_flr.model.titles import TitleModel, check_beams
 from recbole_flr.ragged import RaggedRows
 from recbole_flr.training.supervised import Supervised
@@ -37,11 +36,6 @@ class Writer(TitleModel, SequentialRecommender, Recommender):
         self.uses_beams = config["decode"] == "beam" and self.ranks_under_trie(config)
         if self.uses_beams:
             check_beams(config)
-        if config["train_neg_sample_args"]["distribution"] != "none":
-            raise ConfigError(
-                f"train_neg_sample_args: found {config['train_neg_sample_args']}, expected null: the tokens of the title "
-                "are the classes, there are no negative items"
-            )
         self.build_titles(config, Catalog.from_dataset(config, dataset))
         self.unsaved_parameters = self.frozen_parameters()
 
