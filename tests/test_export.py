@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY_LATENT
 import torch
 
 from recbole_flr.command import export_main
@@ -174,3 +175,21 @@ def test_a_full_disk_leaves_nothing(trained, monkeypatch):
     with pytest.raises(CheckpointError, match="out: cannot write exported .*No space left"):
         export(folder, "exported", QUIET)
     assert not list(Path().glob("exported*"))
+
+
+def test_the_vectors_of_lares_rank_as_it_does(trained):
+    folder, _ = trained("LARES")
+    export(folder, "exported", QUIET)
+    vectors, ids, _ = read("exported")
+    loaded = load_data_and_model(folder, QUIET)
+    for history in HISTORIES:
+        queries, log_weights = query_vectors(loaded, history)
+        assert queries.shape[0] == 1 and log_weights.tolist() == [0.0]
+        best = [ids[place] for place in np.argsort(-(vectors @ queries[0]))[:5]]
+        assert best == [each["item"] for each in recommend(loaded, history, 5)["items"]]
+
+
+def test_an_export_with_a_text_backbone_has_it_too(trained):
+    folder, _ = trained("FLRMix", **TINY_LATENT, backbone="compact")
+    assert "backbone" in export(folder, "exported", QUIET)
+    assert (Path("exported") / "backbone" / "config.json").is_file() and not list(Path().glob(".exported*"))

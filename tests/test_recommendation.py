@@ -93,7 +93,7 @@ def test_an_unknown_title_is_read_as_text(trained):
 @pytest.mark.parametrize("model", ["SASRec", "FLRMix"])
 def test_a_model_of_ids_cannot_read_a_text(trained, model):
     folder, _ = trained(model)
-    with pytest.raises(ConfigError, match=f"as_text: {model} reads item ids.*expected a model that reads titles"):
+    with pytest.raises(ConfigError, match=f"as_text: {model} ranks with the ids.*expected a model that reads titles"):
         recbole_flr.recommend(folder, ["A Robot made of Paint"], k=3, as_text=True)
     with pytest.raises(DataError, match="nearest titles are .*--as-text"):
         recbole_flr.recommend(folder, ["A Robot made of Paint"], k=3)

@@ -33,7 +33,7 @@ ABLATIONS = {  # model -> label of a variant -> its options
         "without memory": {"memory": "null"},
         "memory: transitions only": {"memory": "transitions"},
         "memory: neighbors only": {"memory": "neighbors"},
-        "without text": {"item_text": "none"},
+        "item vectors without text": {"item_text": "none"},
         "without ids": {"use_ids": "False"},
         "weights not fitted": {"fit_weights": "False"},
     },

@@ -25,9 +25,8 @@ from torch import nn
 from recbole_flr.contracts import Recommender
 from recbole_flr.data.catalog import Catalog
 from recbole_flr.model.counted import OnTrainingRows, TrainingRows
-from recbole_flr.model.text_vectors import stored_vectors, word_vectors
-
-WORD_SIZE = 256  # dimensions of the text vectors that are made from words
+from recbole_flr.model.remembered import Remembered
+from recbole_flr.model.text_vectors import title_vectors
 
 
 class TextGraph(nn.Module):
@@ -109,27 +108,13 @@ class AlphaRec(OnTrainingRows, SequentialRecommender, Recommender):
         rows = TrainingRows.of(dataset, self.ITEM_SEQ)
         self.remember_rows(rows)
         self.catalog = Catalog.from_dataset(config, dataset)
-        text = self._text_vectors(config)
+        text = title_vectors(config, self.catalog.titles, config["item_text"])
         self.graph = TextGraph(rows, text, config["n_layers"])
         hidden = config["mlp_hidden_size"]
         self.mlp = nn.Sequential(nn.Linear(text.shape[1], hidden), nn.LeakyReLU(), nn.Linear(hidden, config["embedding_size"]))
         self.temperature, self.num_negatives = config["temperature"], config["num_negatives"]
         self.repeat_penalty = config["repeat_penalty"]
-        self._items = None  # what `item_layers` gave, while the weights do not change
-
-    def _text_vectors(self, config):
-        """[n, T], the text vectors of the items' titles."""
-        kind = config["item_text"]
-        if kind == "words":
-            return word_vectors(self.catalog.titles, WORD_SIZE)
-        name = kind.strip("/").replace("/", "--").replace("\\", "--")
-        path = f"{config['data_path']}/{config['dataset']}.{name}.safetensors"
-        return stored_vectors(path, self.catalog.titles, kind, config["device"])
-
-    def train(self, mode=True):
-        """As every module's; the vectors of the items are computed again."""
-        self._items = None
-        return super().train(mode)
+        self._remembered = Remembered()
 
     def vectors(self, histories):
         """Users [B, D] and items [n, D], of length 1.
@@ -137,11 +122,7 @@ class AlphaRec(OnTrainingRows, SequentialRecommender, Recommender):
         Args:
             histories: [B, L] item ids.
         """
-        items = self._items
-        if items is None:
-            items = self.graph.item_layers(self.mlp)
-            if not (self.training or torch.is_grad_enabled()):
-                self._items = items
+        items = self._remembered.of([*self.mlp.parameters(), self.graph.text], lambda: self.graph.item_layers(self.mlp))
         users = self.graph.user_vectors(self.mlp, items, histories)
         return nn.functional.normalize(users, dim=-1), nn.functional.normalize(items.mean(0), dim=-1)
 

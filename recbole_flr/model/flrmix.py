@@ -29,7 +29,7 @@ from recbole_flr.model.memory import TABLES, Memory
 from recbole_flr.model.mixture import ItemVectors, MixtureHead, log_probs, target_log_probs
 from recbole_flr.model.reasoner import Context, Reasoner, item_attention
 from recbole_flr.model.remembered import Remembered
-from recbole_flr.model.text_vectors import stored_vectors, word_vectors
+from recbole_flr.model.text_vectors import title_vectors
 from recbole_flr.training.mixture import MixtureTraining
 from recbole_flr.training.reinforcement import LatentGRPO
 from recbole_flr.training.warmup import WarmUp
@@ -37,7 +37,6 @@ from recbole_flr.training.warmup import WarmUp
 MOST_ROWS = 20_000  # validation rows on which the weights of the ranking are chosen
 TITLE_ROWS = 2_000  # of these, rows on which the weight of the titles is chosen
 LOG_P, TITLE = "mixture", "title"  # names of the parts that are log p(i), and the log-probability of the title
-WORD_SIZE = 256  # dimensions of the text vectors that are made from words
 
 
 @dataclass
@@ -139,11 +138,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         self.known_titles = _digest([self.catalog.titles[item] for item in known.nonzero()[0]])
         if self.item_text in ("none", "backbone"):
             return None
-        if self.item_text == "words":
-            return word_vectors(self.catalog.titles, WORD_SIZE, known)
-        name = self.item_text.strip("/").replace("/", "--").replace("\\", "--")
-        path = f"{config['data_path']}/{config['dataset']}.{name}.safetensors"
-        return stored_vectors(path, self.catalog.titles, self.item_text, config["device"])
+        return title_vectors(config, self.catalog.titles, self.item_text, known)
 
     @property
     def needs_warmup(self):

@@ -216,6 +216,11 @@ class LARES(SequentialRecommender, Thinker):
         """Scores of one item for each row: [B]."""
         return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
 
+    def retrieval(self, interaction):
+        """See :meth:`recbole_flr.contracts.Recommender.retrieval`. There is one query, the last thought."""
+        queries = self.think(self.read_context(interaction)).embedding.unsqueeze(1)
+        return queries, queries.new_zeros(queries.shape[:2]), self.items.weight
+
 
 def alignment(one, two, target, temperature):
     """InfoNCE in both directions: the two thoughts of a row belong together, those of other rows do not.

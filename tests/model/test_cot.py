@@ -116,3 +116,14 @@ def test_the_texts_of_the_test_rows_are_saved_and_recommend_shows_one(saved_mode
     own = texts[0]
     answer = recommend(only_run(), own["history"], k=2)
     assert answer["thought"] == own["thought"] and len(answer["items"]) == 2
+
+
+def test_a_text_that_is_no_item_has_no_id_in_the_kept_texts(build, saved_models):
+    """recommend --as-text."""
+    _, model, (*_, test_data) = build("CoT", backbone=str(saved_models["llama"]))
+    model.eval()
+    row = next(iter(test_data))[0][torch.tensor([0])]
+    row[model.ITEM_SEQ][0, 0] = model.n_items
+    with torch.no_grad(), model.reading(["A Robot made of Paint"]), model.kept_texts() as texts:
+        model.full_sort_predict(row)
+    assert texts[0]["history"][0] is None
