@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_flr.errors import ConfigError, DataError, first_line
-from recbole_flr.files import write_json
+from recbole_flr.files import write_json, writing
 from recbole_flr.quick_start import load_data_and_model
 from recbole_flr.recommendation import check_count, history_batch, prepare
 from recbole_flr.result import duration
@@ -285,13 +285,18 @@ class _Parts:
         self._request, self._counts = json.loads(json.dumps(request)), []
         state = self.folder / "progress.json"
         if state.is_file():
-            found = json.loads(state.read_text(encoding="utf-8"))
-            if found["request"] == self._request:
-                self._counts = [Counts(**each) for each in found["parts"]]
+            try:
+                found = json.loads(state.read_text(encoding="utf-8"))
+                same, counts = found["request"] == self._request, [Counts(**each) for each in found["parts"]]
+            except (ValueError, KeyError, TypeError):  # not ours, or damaged
+                same = False
+            if same:
+                self._counts = counts
             else:
                 getLogger().warning(f"{out}: the parts of another command in {self.folder} are removed.")
                 shutil.rmtree(self.folder)
-        self.folder.mkdir(exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
 
     @property
     def done(self):

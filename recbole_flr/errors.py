@@ -46,10 +46,6 @@ class CheckpointError(FLRError):
     """A checkpoint that is missing, incomplete, or does not fit the model or the data."""
 
 
-class OutputError(FLRError):
-    """A file or folder that cannot be written."""
-
-
 class TrainingError(FLRError):
     """A training that cannot go on, because its loss or its weights are no finite numbers."""
 

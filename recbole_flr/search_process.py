@@ -6,11 +6,13 @@ from datetime import datetime, timedelta
 
 import psutil
 
+from recbole_flr.errors import DiskError
+
 
 def says_disk_is_full(error):
-    """Whether an error, or one that caused it, says that the disk is full."""
+    """Whether an error, or one that caused it, says that the disk is full or refuses a file."""
     while error is not None:
-        if "No space left" in str(error):
+        if isinstance(error, DiskError) or "No space left" in str(error):
             return True
         error = error.__cause__
     return False

@@ -240,3 +240,12 @@ def test_options_that_would_do_nothing_are_refused(words, message, capsys):
     with pytest.raises(SystemExit):
         recommend_main(["--checkpoint", "run", *words])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"request": 1}', '{"request": null, "parts": [{"wrong": 1}]}'])
+def test_damaged_progress_begins_anew(trained, content):
+    folder, _ = trained("FLRMix")
+    Path("out.csv.parts").mkdir()
+    Path("out.csv.parts/progress.json").write_text(content)
+    write_users(HISTORIES)
+    assert run(folder, "users.csv")[0]["users"] == 5

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from recbole_flr.comparison.formats import for_csv, for_latex, for_markdown
 from recbole_flr.comparison.summary import sentences
-from recbole_flr.errors import OutputError
-from recbole_flr.files import new_file
+from recbole_flr.files import new_file, writing
 
 FOLDER, STEM, REPORT = "comparisons", "comparison", "report.html"
 LONGEST = 60  # letters of the names of models in a folder's name
@@ -26,14 +25,10 @@ def make_folder(folder):
     """Create a folder.
 
     Raises:
-        OutputError: if it cannot be created.
+        DiskError: if it cannot be created.
     """
-    try:
+    with writing(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"out: cannot create the folder {folder} ({error.strerror}); choose another with --out=FOLDER"
-        ) from error
     return Path(folder)
 
 

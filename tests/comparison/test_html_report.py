@@ -156,7 +156,7 @@ def test_mistakes(tmp_path, capsys):
         ([good, other], "runs on different data"),
         ([good, write_run(tmp_path / "c", fingerprint="0" * 64)], "fingerprint"),
         ([good, "--reference", "X"], "reference: found 'X'"),
-        ([good, "--out", good / "run.json"], "out: cannot create"),
+        ([good, "--out", good / "run.json"], "cannot write"),
     ]:
         assert report_main(list(map(str, words))) == 2
         error = capsys.readouterr().err
