@@ -46,6 +46,7 @@ class Handler(BaseHTTPRequestHandler):
         assert self.headers["Accept-Encoding"] == "identity"
         server.requests.append((self.path, asked, condition))
         server.sent.append(0)
+        self.number = len(server.sent) - 1  # the next request may come while this one is still being answered
         if isinstance(behaviour, int):
             return self.answer(behaviour, b"sorry", {"Content-Range": "bytes */0"}, length=True)
         if isinstance(behaviour, tuple):  # a redirect
@@ -87,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, data, last):
         for start in range(0, len(data), 50_000):
             block = data[start:start + 50_000]
-            self.server.sent[-1] += len(block)  # before it is sent: the client may end its test right after it
+            self.server.sent[self.number] += len(block)  # before it is sent: the client may end its test right after it
             self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block) if self.server.chunked else block)
             self.server.appeared |= bool(self.server.watched) and self.server.watched.exists()
         if last and self.server.chunked:
