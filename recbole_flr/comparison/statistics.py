@@ -30,7 +30,7 @@ class Comparison:
         label, reference: of the two rows of the table.
         metric: name.
         seeds: seeds that both have.
-        difference: mean of the model minus mean of the reference over these seeds.
+        difference: mean of the model minus mean of the reference, each over all of its seeds, as the table shows them.
         improvement: difference divided by the mean of the reference; None if that is 0.
         p_seeds: of the paired t-test over seeds; None with fewer than 2 seeds, or if no seed changes the difference.
         p_rows: of Wilcoxon's test over rows; None without ranks.
@@ -153,13 +153,11 @@ def compare(label, reference, metric, ours, theirs):
     """
     seeds = [seed for seed in ours if seed in theirs]
     pairs = [(ours[seed], theirs[seed]) for seed in seeds]
+    mean, base = (np.mean([value for value, _ in side.values()]) for side in (ours, theirs))
+    found = Comparison(label, reference, metric, seeds, float(mean - base), float((mean - base) / base) if base else None)
     if not pairs:  # no seed in common: means are all that can be compared
-        difference = np.mean([value for value, _ in ours.values()]) - np.mean([value for value, _ in theirs.values()])
-        base = np.mean([value for value, _ in theirs.values()])
-        return Comparison(label, reference, metric, [], float(difference), float(difference / base) if base else None)
+        return found
     own, other = (np.array([pair[side][0] for pair in pairs]) for side in (0, 1))
-    base, difference = other.mean(), (own - other).mean()
-    found = Comparison(label, reference, metric, seeds, float(difference), float(difference / base) if base else None)
     found.p_seeds = paired_t(own, other)
     found.varies = len(seeds) < 2 or found.p_seeds is not None
     rows = [[pair[side][1] for pair in pairs] for side in (0, 1)]
