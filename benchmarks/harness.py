@@ -11,9 +11,11 @@ The functions that need torch import it when they are called: some benchmarks ru
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
@@ -96,6 +98,21 @@ def surroundings(packages=("torch", "transformers"), device="cpu"):
     if "torch" not in packages:
         del machine["threads"], machine["gpu"]
     return {"commit": commit.rstrip("+"), "changed_since": commit.endswith("+"), **machine, **versions(packages)}
+
+
+@contextmanager
+def time_limit(seconds):
+    """Inside the block, a TimeoutError after so many whole seconds. For the main thread, where the system has alarms."""
+    def stop(*_):
+        raise TimeoutError(f"it took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def parser(module, description, numbers):

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import io
 import os
-import signal
 import sys
 import tempfile
 import warnings
@@ -22,6 +21,7 @@ import recbole.model
 import torch
 from recbole.utils import ModelType
 
+from benchmarks.harness import time_limit
 from recbole_flr import registry
 from recbole_flr.errors import FLRError, first_line
 from recbole_flr.needs import FEATURE_MODELS, PACKAGES, PRETRAINED
@@ -151,7 +151,7 @@ def try_model(name, data_path, options):
     """
     options = {**BASE, **SMALL.get(name, {}), "data_path": str(data_path), **options}
     before = set(Path("saved").glob("*"))
-    with _limit(SECONDS), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with time_limit(SECONDS), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             run_recbole_flr(name, "every", config_dict=options)
@@ -160,20 +160,6 @@ def try_model(name, data_path, options):
         except FLRError as error:
             return first_line(error)
     return ""
-
-
-@contextlib.contextmanager
-def _limit(seconds):
-    def stop(*_):
-        raise TimeoutError(f"it took more than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def need_of(name):

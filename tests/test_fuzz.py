@@ -7,13 +7,12 @@ change it; with FUZZ_FIRST several processes can share the work.
 import json
 import os
 import shutil
-import signal
 import sys
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from benchmarks.harness import time_limit
 from conftest import TINY_OPTIONS
 from helpers_fuzz import changed_header, changed_json, changed_words, seeded
 
@@ -40,20 +39,6 @@ LEFT_ALONE = {
     "checkpoint",
 }
 MODELS = ("SASRec", "SASRec", "SASRec", "FLRMix", "FLR", "BPR")
-
-
-@contextmanager
-def time_limit(seconds):
-    def stop(*_):
-        raise TimeoutError(f"more than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def base_words(model, data):

@@ -171,10 +171,12 @@ class TitleModel(nn.Module):
         Returns:
             int64 [R], equal for the rows of a group; or None.
         """
+        self.sharing = False
+        if not (self.share_prefixes and self.use_cache):
+            return None
         source, tokens = prefix_sources(history, length), self.collator.prompt_lengths(history, length)
         fewer = int(tokens.sum()) / max(int(tokens[source.unique()].sum()), 1)
-        wanted = fewer >= 1.5 if self.share_prefixes == "auto" else self.share_prefixes
-        self.sharing = bool(wanted and self.use_cache)
+        self.sharing = self.share_prefixes != "auto" or fewer >= 1.5
         if self.sharing:
             getLogger().info(f"Rows share the prefixes of their prompts: {fewer:.1f} times fewer tokens (share_prefixes)")
         return source if self.sharing else None
