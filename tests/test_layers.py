@@ -58,7 +58,7 @@ LAYERS = [  # from the command line down to what all share
     ["data.catalog"],
     ["data.loading"],
     ["data.atomic"],
-    ["ragged", "contracts", "pretrained", "files", "paths", "exit_status", "training.header", "model.hub"],
+    ["ragged", "contracts", "pretrained", "files", "paths", "exit_status", "training.header", "model.hub", "model.precision"],
     ["errors", "words", "comparison", "data", "model", "training", ""],
 ]
 UNWANTED = ("model", "decoding", "transformers", "peft", "dataset_scripts", "comparison")  # in a run of SASRec

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from recbole_flr.errors import ConfigError, first_line
 from recbole_flr.model.hub import check_model
+from recbole_flr.model.precision import computing, precision_of, use_fast_attention
 from recbole_flr.pretrained import PACKAGES, find_model
 
 THOUGHT = "<|Thought|>"
@@ -100,11 +101,13 @@ class Backbone(nn.Module):
         trainable: ``full``, ``lora`` or ``frozen``.
         lora: keyword arguments for :class:`peft.LoraConfig`.
         dropout: on the input embeddings while training.
+        pretrained: whether the weights come from elsewhere.
+        mixed: compute matrix products in bfloat16, whatever the dtype of the weights.
     """
 
-    def __init__(self, lm, tokenizer, trainable="full", lora=None, dropout=0.0, pretrained=True):
+    def __init__(self, lm, tokenizer, trainable="full", lora=None, dropout=0.0, pretrained=True, mixed=False):
         super().__init__()
-        self.tokenizer, self.pretrained = tokenizer, pretrained
+        self.tokenizer, self.pretrained, self.mixed = tokenizer, pretrained, mixed
         tokenizer.add_special_tokens({"additional_special_tokens": [THOUGHT]}, replace_extra_special_tokens=False)
         self.thought_id = tokenizer.convert_tokens_to_ids(THOUGHT)
         if tokenizer.eos_token_id is None:
@@ -148,10 +151,11 @@ class Backbone(nn.Module):
     def logits(self, hidden, tokens=None):
         """[..., D] -> [..., V]; of `tokens` [n] alone, if they are given: [..., n]."""
         settings, head = self.lm.config, self.lm.get_output_embeddings()
-        if tokens is None or type(head) is not nn.Linear:  # a layer of LoRA, say
-            logits = head(hidden) if tokens is None else head(hidden)[..., tokens]
-        else:
-            logits = nn.functional.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens])
+        with computing(hidden.device, self.mixed):
+            if tokens is None or type(head) is not nn.Linear:  # a layer of LoRA, say
+                logits = head(hidden) if tokens is None else head(hidden)[..., tokens]
+            else:
+                logits = nn.functional.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens])
         scale = (getattr(settings, "logit_scale", None) or 1) / (getattr(settings, "logits_scaling", None) or 1)
         logits = logits if scale == 1 else logits * scale  # which would be one more copy of V numbers a token
         cap = getattr(settings, "final_logit_softcapping", None)
@@ -193,15 +197,17 @@ class Backbone(nn.Module):
         embeddings = embeddings.to(self.lm.get_input_embeddings().weight.dtype)  # a thought may be more precise
         if mask.dim() == 3:  # additive and finite: works in every attention, and a row that sees nothing is no NaN
             blocked = torch.zeros(mask.shape, dtype=embeddings.dtype, device=mask.device)
-            mask = blocked.masked_fill_(~mask, torch.finfo(embeddings.dtype).min).unsqueeze(1)
+            lowest = torch.finfo(torch.bfloat16 if self.mixed else embeddings.dtype).min
+            mask = blocked.masked_fill_(~mask, lowest).unsqueeze(1)
         past = cache if isinstance(cache, DynamicCache) else self._past(cache or ())
         use_cache = keep_cache or cache is not None
-        out = self.lm.base_model(
-            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions,
-            past_key_values=past if use_cache else None, use_cache=use_cache,
-        )
+        with computing(embeddings.device, self.mixed):
+            out = self.lm.base_model(
+                inputs_embeds=embeddings, attention_mask=mask, position_ids=positions,
+                past_key_values=past if use_cache else None, use_cache=use_cache,
+            )
         kept = tuple((layer.keys, layer.values) for layer in past.layers) if keep_cache else None
-        return out.last_hidden_state, kept
+        return out.last_hidden_state.to(embeddings.dtype), kept
 
     @staticmethod
     def _past(cache):
@@ -250,7 +256,7 @@ def build_backbone(config, texts):
     if compact and config["trainable"] != "full":
         raise ConfigError(f"trainable: found {config['trainable']!r}, expected 'full': the compact backbone starts from random "
                           "weights, which must be trained")
-    dtype = precision_of(config, pretrained=not compact)
+    dtype, mixed = precision_of(config, pretrained=not compact)
     if torch.device(config["device"]).type == "cpu":  # or transformers would copy grouped keys for each head where there is a mask
         os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
     if compact:
@@ -276,10 +282,11 @@ def build_backbone(config, texts):
             lm, tokenizer, config["trainable"],
             dict(r=config["lora_rank"], lora_alpha=config["lora_alpha"], lora_dropout=config["lora_dropout"],
                  target_modules=config["lora_target_modules"] or "all-linear"),
-            config["embedding_dropout"], pretrained=not compact,
+            config["embedding_dropout"], pretrained=not compact, mixed=mixed,
         )
     except ValueError as error:  # peft names the layers it did not find
         raise ConfigError(f"lora_target_modules: found {config['lora_target_modules']}; {first_line(error)}") from error
+    use_fast_attention(backbone.lm, config["device"], mixed)
     if not compact:
         backbone.check_logits()
     if config["torch_compile"]:
@@ -287,14 +294,6 @@ def build_backbone(config, texts):
     if config["gradient_checkpointing"]:
         backbone.lm.gradient_checkpointing_enable({"use_reentrant": False})
     return backbone
-
-
-def precision_of(config, pretrained):
-    """The torch dtype of the backbone: torch_dtype, or by itself bfloat16 where a GPU has it and no small steps are lost."""
-    if config["torch_dtype"] != "auto":
-        return getattr(torch, config["torch_dtype"])
-    on_gpu = torch.device(config["device"]).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if on_gpu and pretrained and config["trainable"] != "full" else torch.float32
 
 
 def load_tokenizer(name):

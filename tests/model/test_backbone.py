@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from recbole_flr.errors import ConfigError
 from recbole_flr.model.backbone import (
-    END_OF_TITLE, THOUGHT, Backbone, build_backbone, growing, load_tokenizer, precision_of, train_tokenizer,
+    END_OF_TITLE, THOUGHT, Backbone, build_backbone, growing, load_tokenizer, train_tokenizer,
 )  # fmt: skip
 
 OPTIONS = {
@@ -98,17 +98,6 @@ def test_cache_is_never_changed_and_can_be_continued_twice(attention):
     for (k, v), (k_, v_) in zip(cache, before):
         assert torch.equal(k, k_) and torch.equal(v, v_)
     assert Backbone.crop(longer, 3)[0][0].shape[2] == 3
-
-
-@pytest.mark.parametrize("pretrained, trainable, device, expected", [
-    (True, "lora", "cuda", torch.bfloat16), (True, "frozen", "cuda", torch.bfloat16), (True, "full", "cuda", torch.float32),
-    (False, "full", "cuda", torch.float32), (True, "lora", "cpu", torch.float32), (True, "lora", "old cuda", torch.float32),
-])  # fmt: skip
-def test_precision_by_itself(monkeypatch, pretrained, trainable, device, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or device == "cuda")
-    config = {"torch_dtype": "auto", "trainable": trainable, "device": torch.device(device.split()[-1])}
-    assert precision_of(config, pretrained) == expected
-    assert precision_of({**config, "torch_dtype": "float64"}, pretrained) == torch.float64
 
 
 def test_a_compiled_backbone_gives_what_a_plain_one_gives(monkeypatch):
