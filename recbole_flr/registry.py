@@ -38,6 +38,7 @@ MODELS = {
     "CoT": Entry("recbole_flr.model.cot", ("generative",)),
     "AlphaRec": Entry("recbole_flr.model.alpharec"),
     "LARES": Entry("recbole_flr.model.lares", ("latent",)),
+    "ReaRec": Entry("recbole_flr.model.rearec"),
     "SequentialRules": Entry("recbole_flr.model.sequential_rules"),
     "VSKNN": Entry("recbole_flr.model.vsknn"),
 }
@@ -60,12 +61,12 @@ def get_model(name):
     Raises:
         ConfigError: naming the nearest known model, or the package that a model of RecBole needs.
     """
-    if name in MODELS:
-        return with_contract(getattr(import_module(MODELS[name].module), name))
     try:
         # RecBole's SINE is imported with every sequential model. It turns anomaly detection on for the whole process, which makes
         # the training of all models much slower. Here it is put back as it was.
         with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled()):
+            if name in MODELS:
+                return with_contract(getattr(import_module(MODELS[name].module), name))
             found = recbole.utils.get_model(name)
     except (ValueError, AttributeError, ImportError) as error:  # RecBole looks last into a module that needs lightgbm
         if name in model_names():

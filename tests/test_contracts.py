@@ -30,6 +30,7 @@ OWN_OPTIONS = {  # enough capacity, enough steps, no dropout
     "FLRMix": {"hidden_size": 32, "dropout": 0.0, "learning_rate": 0.01, "repeat_weight": 0.0},
     "FLR": TEXT, "LatentR3": TEXT, "BIGRec": TEXT, "SASRec": {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0},
     "AlphaRec": {"learning_rate": 0.01, "epochs": 100, "eval_step": 100, "mlp_hidden_size": 64, "num_negatives": 50},
+    "ReaRec": {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0},
     "LARES": {"hidden_size": 32, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "depth": 2},
     "Base": {"embedding_dropout": 0.0}, "CoT": {"embedding_dropout": 0.0}, "GRU4Rec": {"dropout_prob": 0.0},
     "SequentialRules": ORDER, "VSKNN": ORDER,

@@ -37,7 +37,7 @@ LAYERS = [  # from the command line down to what all share
     ["allowed_values"],
     ["model.cot"],
     ["model.base", "model.alpharec", "model.flr", "model.flrmix", "model.lares", "model.latentr3", "model.bigrec",
-     "model.sequential_rules", "model.vsknn"],
+     "model.rearec", "model.sequential_rules", "model.vsknn"],
     ["model.memory", "model.direct_writer"],
     ["model.transitions", "model.neighbors"],
     ["model.writer", "model.counted", "model.title_reader"],

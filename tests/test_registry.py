@@ -25,7 +25,7 @@ def test_own_models(name):
     assert model.type == ModelType.SEQUENTIAL and model.input_type in InputType
     writes_titles = name in ("FLR", "LatentR3", "BIGRec", "Base", "CoT")
     untrained = name in ("SequentialRules", "VSKNN", "Base", "CoT")
-    in_one_piece = name == "AlphaRec"  # by RecBole's own trainer
+    in_one_piece = name in ("AlphaRec", "ReaRec")  # by RecBole's own trainer
     assert model.weights_depend_on_item_ids == (not writes_titles)
     assert bool(model.stages) == (not untrained and not in_one_piece)
     assert model.needs_training == (not untrained)
