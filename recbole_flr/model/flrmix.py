@@ -1,4 +1,4 @@
-"""FLRMix: factors as a mixture over items, with a memory. The parts are in `mixture.py`, `memory.py` and `blend.py`.
+"""FLRMix: factors as a mixture over items, with a memory. The parts are in `mixture.py`, `memory.py` and `ranking.py`.
 
 1. The encoder reads the history, as item vectors (`item_encoder.py`) or as titles (`title_reader.py`). A thought behind it is
    refined N times by K factors, as in FLR (`reasoner.py`, `factors.py`).
@@ -21,22 +21,18 @@ from recbole.utils import InputType
 from recbole_flr.contracts import LossPart, TargetScores, Thinker, total_loss
 from recbole_flr.data.catalog import Catalog
 from recbole_flr.errors import CheckpointError, ConfigError, DataError
-from recbole_flr.model.blend import REPEAT, Candidates, blend, rerank, search
 from recbole_flr.model.counted import OnTrainingRows, TrainingRows
 from recbole_flr.model.factors import REGULARISERS, FactorState, FactorStep, gate_balance, sparsity
 from recbole_flr.model.item_encoder import ItemReader
 from recbole_flr.model.memory import TABLES, Memory
 from recbole_flr.model.mixture import ItemVectors, MixtureHead, log_probs, target_log_probs
+from recbole_flr.model.ranking import TITLE, Ranking
 from recbole_flr.model.reasoner import Context, Reasoner, item_attention
 from recbole_flr.model.remembered import Remembered
 from recbole_flr.model.text_vectors import title_vectors
 from recbole_flr.training.mixture import MixtureTraining
 from recbole_flr.training.reinforcement import LatentGRPO
 from recbole_flr.training.warmup import WarmUp
-
-MOST_ROWS = 20_000  # validation rows on which the weights of the ranking are chosen
-TITLE_ROWS = 2_000  # of these, rows on which the weight of the titles is chosen
-LOG_P, TITLE = "mixture", "title"  # names of the parts that are log p(i), and the log-probability of the title
 
 
 @dataclass
@@ -101,12 +97,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
              "weighting": "harmonic", "score_weighting": "same", "order_decay": config["order_decay"],
              "backward_weight": config["neighbor_backward_weight"]},
         )
-        starts = {"transitions": config["transitions_weight"], "neighbors": config["neighbors_weight"]}
-        weights = {name: starts[name] for name in self.memory.tables} | {REPEAT: config["repeat_weight"]}
-        if self.rank == "both":
-            weights[TITLE] = config["title_weight"]
-        self.start_weights, self.weights, self.fits_weights = weights, dict(weights), config["fit_weights"]
-        self.cutoff, self.num_candidates = max(config["topk"]), max(config["num_candidates"], max(config["topk"]))
+        self.ranking = Ranking(config, self.memory, self.rank == "both", self.n_items)
         for module in (() if reads_text else (self.reader,)) + (self.vectors, self.head, self.reasoner):
             module.apply(_initialise)
         torch.nn.init.normal_(self.reasoner.step.attention.queries)
@@ -205,7 +196,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         scores = log_probs(*distribution)
         own_log_prob = scores.gather(2, target[:, None, None].expand(-1, group, 1))
         better = (scores > own_log_prob).sum(2)
-        return TargetScores(own_log_prob, steps, better == 0, torch.where(better < self.cutoff, 1 / (better + 2).log2(), 0.0))
+        return TargetScores(own_log_prob, steps, better == 0, torch.where(better < self.ranking.cutoff, 1 / (better + 2).log2(), 0.0))
 
     # loss
 
@@ -268,14 +259,17 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
 
     # ranking
 
-    def ranking_parts(self, interaction, thought=None):
-        """What the ranking is made of: name -> [B, n]. `mixture` is log p(i); then the tables; `repeat` is 1 for items of the
-        history."""
-        history = interaction[self.ITEM_SEQ]
-        thought = thought or self.think(self.read_context(interaction))
-        log_p = log_probs(*self._distribution(thought))
-        repeat = torch.zeros_like(log_p).scatter(1, history, 1.0)
-        return {LOG_P: log_p, **self.memory.log_votes(history), REPEAT: repeat}
+    def _log_p(self, thought):
+        """log p(i) of all items: [B, n]."""
+        return log_probs(*self._distribution(thought))
+
+    def _titles(self, thought):
+        """A function, items [B, C] -> log-probabilities of their titles behind the thought [B, C]."""
+        return lambda items: self.reader.candidate_log_probs(thought, items)
+
+    def ranking_parts(self, interaction):
+        """What the ranking is made of: see :meth:`recbole_flr.model.ranking.Ranking.parts`."""
+        return self.ranking.parts(self._log_p(self.think(self.read_context(interaction))), interaction[self.ITEM_SEQ])
 
     def full_sort_predict(self, interaction, top=None):
         """Scores of all items: [B, n]; -inf for the padding.
@@ -285,16 +279,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         thought = self.think(self.read_context(interaction))
         if self.rank == "write":
             return self.reader.rank_titles(thought, top, self.n_items)
-        scores = blend(self.ranking_parts(interaction, thought), self.weights)
-        if self.rank == "retrieve":
-            return scores
-        best, titles = self._candidates(thought, scores)
-        return rerank(scores, best.indices, best.values + self.weights[TITLE] * titles)
-
-    def _candidates(self, thought, scores):
-        """The best items of each row, and the log-probabilities of their titles: top-k with [B, C], and [B, C]."""
-        best = scores.topk(min(self.num_candidates, self.n_items - 1))
-        return best, self.reader.candidate_log_probs(thought, best.indices)
+        return self.ranking.scores(self._log_p(thought), interaction[self.ITEM_SEQ], self._titles(thought))
 
     def predict(self, interaction):
         """Scores of one item for each row: [B]."""
@@ -312,31 +297,20 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
 
     @torch.no_grad()
     def before_validation(self, valid_data):
-        """Choose the weights of the ranking on validation rows: :func:`recbole_flr.model.blend.search`.
-
-        Each search starts from the weights that were given. A search from the weights of the last validation would go on fitting
-        the same few rows, epoch after epoch. The weight of the titles is chosen last, among the best items by all else.
-        """
-        if not self.fits_weights or self.rank == "write" or not isinstance(valid_data, FullSortEvalDataLoader):
+        """Choose the weights of the ranking on validation rows: :meth:`recbole_flr.model.ranking.Ranking.fit`."""
+        if not self.ranking.fits or self.rank == "write" or not isinstance(valid_data, FullSortEvalDataLoader):
             return  # with sampled negatives a row has several items, and only one of them is its target
         self.eval()
         rows, size = valid_data._dataset.inter_feat, valid_data.config["eval_batch_size"]
-        chosen = _spread(len(rows), MOST_ROWS)
-        found = []
-        for interaction in (rows[part].to(self.device) for part in chosen.split(size)):
-            found.append(Candidates.of(self.ranking_parts(interaction), interaction[self.POS_ITEM_ID], 10 * self.cutoff))
-        given = {name: weight for name, weight in self.start_weights.items() if name != TITLE}
-        self.weights, _ = search(Candidates.joined(found), given, self.cutoff)
-        if self.rank == "both":
-            found = []
-            for interaction in (rows[chosen[part]].to(self.device) for part in _spread(len(chosen), TITLE_ROWS).split(size)):
-                thought, target = self.think(self.read_context(interaction)), interaction[self.POS_ITEM_ID].unsqueeze(1)
-                best, titles = self._candidates(thought, blend(self.ranking_parts(interaction, thought), self.weights))
-                valid = torch.ones_like(best.indices, dtype=torch.bool)
-                found.append(Candidates({LOG_P: best.values, TITLE: titles}, best.indices == target, valid))
-            title, _ = search(Candidates.joined(found), {TITLE: self.start_weights[TITLE]}, self.cutoff)
-            self.weights.update(title)
-        self.logger.info("Weights of the ranking: " + ", ".join(f"{name} {weight:.3g}" for name, weight in self.weights.items()))
+
+        def read(index):
+            for interaction in (rows[part].to(self.device) for part in index.split(size)):
+                thought = self.think(self.read_context(interaction))
+                yield self._log_p(thought), interaction[self.ITEM_SEQ], interaction[self.POS_ITEM_ID], self._titles(thought)
+
+        self.ranking.fit(len(rows), read)
+        weights = self.ranking.weights
+        self.logger.info("Weights of the ranking: " + ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items()))
 
     # checkpoints
 
@@ -348,7 +322,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
     def other_parameter(self):
         """What a checkpoint keeps beside the weights."""
         items = [len(self.item_names), _digest(self.item_names), self.known_titles]
-        return {**super().other_parameter(), "items": items, "weights": self.weights}
+        return {**super().other_parameter(), "items": items, "weights": self.ranking.weights}
 
     def adapt_weights(self, state):
         """Items that were added after the training get no id vector; they are ranked by their text."""
@@ -373,8 +347,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
             if titles != self.known_titles:
                 raise CheckpointError("the titles of the data set, or item_text, are not those that the run was trained on; put "
                                       "them back, or train anew")
-            if self.fits_weights:
-                self.weights.update({name: weight for name, weight in para["weights"].items() if name in self.weights})
+            self.ranking.restore(para["weights"])
         super().load_other_parameter(para)
 
     # for other programs
@@ -402,13 +375,11 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
     @torch.no_grad()
     def explain_items(self, interaction, items):
         """See :meth:`recbole_flr.contracts.Recommender.explain_items`."""
-        thought, shares = self.think(self.read_context(interaction)), {}
-        if self.rank != "write":
-            parts = self.ranking_parts(interaction, thought)
-            shares = {name: self.weights.get(name, 1.0) * part[0, items] for name, part in parts.items()}
-        if self.rank != "retrieve":
-            titles = self.reader.candidate_log_probs(thought, torch.tensor([items], device=self.device))[0]
-            shares[TITLE] = self.weights.get(TITLE, 1.0) * titles
+        thought = self.think(self.read_context(interaction))
+        if self.rank == "write":
+            shares = {TITLE: self._titles(thought)(torch.tensor([items], device=self.device))[0]}
+        else:
+            shares = self.ranking.shares(self._log_p(thought), interaction[self.ITEM_SEQ], items, self._titles(thought))
         answers = [{"parts": {name: float(values[number]) for name, values in shares.items()}} for number in range(len(items))]
         if "transitions" in self.memory.tables and self.rank != "write":
             voters = self.memory.tables["transitions"].voters(interaction[self.ITEM_SEQ][0].cpu().numpy(), np.asarray(items))
@@ -452,11 +423,6 @@ def _ranking(config, reads_text):
 
         check_beams(config)
     return rank
-
-
-def _spread(count, most):
-    """At most `most` of the numbers below `count`, spread over all of them, which may be sorted by time or user."""
-    return torch.arange(count) if count <= most else torch.linspace(0, count - 1, most).long()
 
 
 def _table_names(given):

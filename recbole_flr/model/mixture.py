@@ -95,8 +95,8 @@ def log_probs(queries, log_weights, vectors):
     """
     total = None
     for query, weight in zip(queries.unbind(-2), log_weights.unbind(-1)):  # one factor at a time: an array of all would be K times
-        part = (query @ vectors[1:].T).softmax(-1) * weight.exp().unsqueeze(-1)
-        total = part if total is None else total + part
+        part, weight = (query @ vectors[1:].T).softmax(-1), weight.exp().unsqueeze(-1)
+        total = part * weight if total is None else torch.addcmul(total, part, weight)  # one pass over the items, not two
     total = total.clamp_min(torch.finfo(total.dtype).tiny)  # so that no item has a probability of 0
     return nn.functional.pad(total.log(), (1, 0), value=-torch.inf)
 

@@ -54,7 +54,7 @@ def test_the_scores_of_a_target_and_the_reward(build):
     torch.testing.assert_close(scored.log_probs[:, 0, 0], expected.gather(1, target.unsqueeze(1)).squeeze(1))
     for row in range(len(batch)):
         rank = expected[row].argsort(descending=True).tolist().index(target[row].item())
-        assert scored.reward[row, 0].item() == pytest.approx(1 / math.log2(rank + 2) if rank < model.cutoff else 0.0)
+        assert scored.reward[row, 0].item() == pytest.approx(1 / math.log2(rank + 2) if rank < model.ranking.cutoff else 0.0)
         assert scored.match[row, 0].item() == (rank == 0)
     assert (scored.log_probs[:, 1] - scored.log_probs[:, 0]).abs().min() > 0  # the noise moves the ranking
     assert scored.mask.all() and scored.log_probs.shape == (len(batch), 3, 1)
@@ -91,7 +91,7 @@ def test_each_part_can_be_switched_off(build, options):
         assert model._distribution(model.think(model.read_context(batch)))[0].shape[1] == 1
     assert (model.vectors.ids is None) == (options.get("use_ids") is False)
     assert (model.vectors.texts is None) == (options.get("item_text") == "none")
-    assert model.weights == model.start_weights or options.get("fit_weights") is not False
+    assert model.ranking.weights == model.ranking.start_weights or options.get("fit_weights") is not False
     assert model.reasoner.num_refinements == options.get("num_refinements", 2)
     assert model.reasoner.attend_thought == options.get("attend_thought", True)
     memory = options.get("memory", ["transitions", "neighbors"])
@@ -128,15 +128,15 @@ def test_the_gate_is_asked_to_decide_in_the_second_half(build):
 def test_the_weights_are_chosen_on_the_validation_rows(build):
     """Never worse there than the weights that were given; other weights than these; and a checkpoint has them."""
     _, model, loaders = build("FLRMix")
-    given = dict(model.weights)
+    given = dict(model.ranking.weights)
     model.before_validation(loaders[1])
-    chosen = dict(model.weights)
+    chosen = dict(model.ranking.weights)
     assert chosen != given and list(chosen) == ["transitions", "neighbors", REPEAT]
     assert model.other_parameter()["weights"] == chosen
 
     def ndcg(weights):
         total, rows = 0.0, 0
-        model.weights = weights
+        model.ranking.weights = weights
         for batch, *_ in loaders[1]:
             with torch.no_grad():
                 scores = model.full_sort_predict(batch)
@@ -274,20 +274,20 @@ def test_another_seed_leaves_the_vectors_as_they_are(trained):
 def test_options_of_the_ranking_can_be_changed_on_a_trained_run(trained):
     folder, _ = trained("FLRMix")
     _, model, *_ = recbole_flr.load_data_and_model(folder)
-    stored = dict(model.weights)
+    stored = dict(model.ranking.weights)
     _, fewer, *_ = recbole_flr.load_data_and_model(folder, {"memory": ["neighbors"]})
-    assert fewer.weights == {"neighbors": stored["neighbors"], REPEAT: stored[REPEAT]}
+    assert fewer.ranking.weights == {"neighbors": stored["neighbors"], REPEAT: stored[REPEAT]}
     given = {"fit_weights": False, "transitions_weight": 7.0, "neighbors_weight": 1.5, "repeat_weight": 5.0}
     _, fixed, *_ = recbole_flr.load_data_and_model(folder, given)
-    assert fixed.weights == {"transitions": 7.0, "neighbors": 1.5, REPEAT: 5.0}
+    assert fixed.ranking.weights == {"transitions": 7.0, "neighbors": 1.5, REPEAT: 5.0}
 
 
 def test_sampled_negatives_leave_the_weights_as_given(build):
     protocol = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni5"}
     _, model, loaders = build("FLRMix", eval_args=protocol, title_metrics=False)
-    before = dict(model.weights)
+    before = dict(model.ranking.weights)
     model.before_validation(loaders[1])
-    assert model.weights == before
+    assert model.ranking.weights == before
 
 
 def test_the_gate_does_not_decide_in_the_reinforcement_stage(build):

@@ -96,13 +96,13 @@ def test_candidates_have_the_scores_of_full_passes(mix, saved_models, backbone):
 def test_rank_both_by_hand(mix):
     """The best items by all else, again with the titles; all others stay behind them in their order."""
     model, _, rows = mix(rank="both", num_candidates=10)
-    model.weights["title"] = 0.7
+    model.ranking.weights["title"] = 0.7
     with torch.no_grad():
         scores = model.full_sort_predict(rows)
         parts = model.ranking_parts(rows)
         thought = model.think(model.read_context(rows))
         for row in range(len(rows)):
-            plain = sum(model.weights.get(name, 1.0) * part[row] for name, part in parts.items())
+            plain = sum(model.ranking.weights.get(name, 1.0) * part[row] for name, part in parts.items())
             order = plain[1:].argsort(descending=True) + 1
             best = order[:10]
             titles = torch.stack([model.reader.title_log_probs(thought, item.expand(len(rows)))[row] for item in best])
@@ -129,12 +129,10 @@ def test_the_weight_of_the_titles_is_chosen_on_validation_rows(build, monkeypatc
     """Titles that are always right get a weight; titles that say nothing do not lower the result."""
     _, model, loaders = build("FLRMix", **TEXT, rank="both")
     target = {}
-    candidates = model._candidates
 
-    def oracle(thought, scores):
-        best, _ = candidates(thought, scores)
+    def oracle(thought):
         rows = target["batch"]
-        return best, torch.where(best.indices == rows.unsqueeze(1), 5.0, -5.0)
+        return lambda items: torch.where(items == rows.unsqueeze(1), 5.0, -5.0)
 
     read = model.read_context
 
@@ -143,16 +141,16 @@ def test_the_weight_of_the_titles_is_chosen_on_validation_rows(build, monkeypatc
         return read(interaction, prompt_only)
 
     monkeypatch.setattr(model, "read_context", remember)
-    monkeypatch.setattr(model, "_candidates", oracle)
+    monkeypatch.setattr(model, "_titles", oracle)
     model.before_validation(loaders[1])
-    assert model.weights["title"] > 0 and set(model.weights) == {"transitions", "neighbors", "title", REPEAT}
-    assert set(model.start_weights) == set(model.weights)
+    assert model.ranking.weights["title"] > 0 and set(model.ranking.weights) == {"transitions", "neighbors", "title", REPEAT}
+    assert set(model.ranking.start_weights) == set(model.ranking.weights)
     batch = next(iter(loaders[1]))[0]
     own = batch[model.POS_ITEM_ID].unsqueeze(1)
     with torch.no_grad():
         model.eval()
         with_titles = model.full_sort_predict(batch)
-        model.weights["title"] = 0.0
+        model.ranking.weights["title"] = 0.0
         without = model.full_sort_predict(batch)
     ranks = [(scores > scores.gather(1, own)).sum(1) for scores in (with_titles, without)]
     assert ranks[0].sum() <= ranks[1].sum()
