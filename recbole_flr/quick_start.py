@@ -334,8 +334,8 @@ def _log_result(config, trainer, tests, kept, seconds):
     lines = {}
     for name, test in tests.items():
         prefix = f"{name} " if several else ""
-        lines[f"{prefix}valid"] = trainer.results[name][1] or {}
-        lines[f"{prefix}test"] = test["test_result"] or {}
+        lines |= {f"{prefix}valid": trainer.results[name][1], f"{prefix}test": test["test_result"]}
+    lines = {label: result for label, result in lines.items() if result}  # a stage without epochs is not validated
     title = set_color("Result", "yellow") + (f" (kept: {kept}, the better in validation, the earlier if equal)" if several else "")
     logger.info(f"{title}:\n{metrics_table(lines)}")
     place = f" The run is in {trainer.folder}: result.json, ranks.npz and the weights." if trainer.folder else ""

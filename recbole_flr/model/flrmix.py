@@ -97,7 +97,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
              "weighting": "harmonic", "score_weighting": "same", "order_decay": config["order_decay"],
              "backward_weight": config["neighbor_backward_weight"]},
         )
-        self.ranking = Ranking(config, self.memory, self.rank == "both", self.n_items)
+        self.ranking = Ranking(config, self.memory, self.rank == "both")
         for module in (() if reads_text else (self.reader,)) + (self.vectors, self.head, self.reasoner):
             module.apply(_initialise)
         torch.nn.init.normal_(self.reasoner.step.attention.queries)
@@ -279,7 +279,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         thought = self.think(self.read_context(interaction))
         if self.rank == "write":
             return self.reader.rank_titles(thought, top, self.n_items)
-        return self.ranking.scores(self._log_p(thought), interaction[self.ITEM_SEQ], self._titles(thought))
+        return self.ranking.scores(self._log_p(thought), interaction[self.ITEM_SEQ], self._titles(thought), top)
 
     def predict(self, interaction):
         """Scores of one item for each row: [B]."""

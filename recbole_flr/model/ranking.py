@@ -19,7 +19,6 @@ class Ranking:
         config: needs transitions_weight, neighbors_weight, repeat_weight, title_weight, fit_weights, topk and num_candidates.
         memory: :class:`recbole_flr.model.memory.Memory`.
         reranks: whether the best items are ranked anew by their titles (`rank: both`).
-        n_items: n.
 
     Attributes:
         start_weights: name of a part -> weight, as the options give them.
@@ -28,7 +27,7 @@ class Ranking:
         cutoff: of the NDCG for which they are chosen, and of the reward of the reinforcement stage.
     """
 
-    def __init__(self, config, memory, reranks, n_items):
+    def __init__(self, config, memory, reranks):
         starts = {"transitions": config["transitions_weight"], "neighbors": config["neighbors_weight"]}
         weights = {name: starts[name] for name in memory.tables} | {REPEAT: config["repeat_weight"]}
         if reranks:
@@ -36,7 +35,7 @@ class Ranking:
         self.memory, self.reranks, self.fits = memory, reranks, config["fit_weights"]
         self.start_weights, self.weights = weights, dict(weights)
         self.cutoff = max(config["topk"])
-        self.num_candidates = min(max(config["num_candidates"], self.cutoff), n_items - 1)
+        self.num_candidates = max(config["num_candidates"], self.cutoff)
 
     def parts(self, log_p, history):
         """What the ranking is made of, without the titles: name -> [B, n]. `repeat` is 1 for items of the history.
@@ -48,23 +47,24 @@ class Ranking:
         repeat = torch.zeros_like(log_p).scatter(1, history, 1.0)
         return {LOG_P: log_p, **self.memory.log_votes(history), REPEAT: repeat}
 
-    def scores(self, log_p, history, titles):
+    def scores(self, log_p, history, titles, top=None):
         """Scores of all items: [B, n].
 
         Args:
             log_p: [B, n], log p(i).
             history: [B, L] item ids.
             titles: function, items [B, C] -> log-probabilities of their titles [B, C]. It is called if the best items are ranked anew.
+            top: how many items are wanted; at least so many are ranked anew.
         """
         scores = blend(self.parts(log_p, history), self.weights)
         if not self.reranks:
             return scores
-        best = self.best(scores)
+        best = self.best(scores, top or 0)
         return rerank(scores, best.indices, best.values + self.weights[TITLE] * titles(best.indices))
 
-    def best(self, scores):
-        """The items of each row that are ranked anew by their titles: top-k with [B, C]."""
-        return scores.topk(self.num_candidates)
+    def best(self, scores, least=0):
+        """The items of each row that are ranked anew by their titles, `least` or more: top-k with [B, C]."""
+        return scores.topk(min(max(self.num_candidates, least), scores.shape[1] - 1))
 
     def shares(self, log_p, history, items, titles):
         """What each part adds to the scores of some items of one user: name -> [C].

@@ -112,6 +112,16 @@ def test_rank_both_by_hand(mix):
     assert (scores[:, 0] == -torch.inf).all() and scores[:, 1:].isfinite().all()
 
 
+def test_more_items_than_candidates_are_explained_with_their_titles(mix):
+    """As many items are ranked anew as are asked for, so the parts of each add up to its score."""
+    model, _, rows = mix(rank="both", num_candidates=10)
+    with torch.no_grad():
+        scores = model.best_scores(rows[:1], 15)
+    items = scores[0].topk(15).indices.tolist()
+    for item, source in zip(items, model.explain_items(rows[:1], items)):
+        assert sum(source["parts"].values()) == pytest.approx(scores[0, item].item(), rel=1e-4, abs=1e-4)
+
+
 def test_rank_write_is_the_beam_search_of_the_titles(mix):
     model, _, rows = mix(rank="write")
     with torch.no_grad():
