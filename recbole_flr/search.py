@@ -117,7 +117,7 @@ class Search:
             ConfigError: if it has none.
         """
         folder = properties_folder() / "search"
-        known = sorted(path.stem for path in folder.glob("*.yaml"))
+        known = sorted(path.stem for path in folder.glob("*.yaml") if "-" not in path.stem)  # others are named by their path
         if model not in known:
             raise ConfigError(f"search: found default for the model {model}, which has no ranges; expected a file with ranges, or "
                               f"--model as one of {', '.join(known)}")
