@@ -57,7 +57,8 @@ LAYERS = [  # from the command line down to what all share
     ["data.prompt"],
     ["data.catalog"],
     ["data.loading"],
-    ["data.atomic"],
+    ["data.datasets"],
+    ["data.atomic", "data.table"],
     ["ragged", "contracts", "pretrained", "files", "paths", "exit_status", "training.header", "model.hub"],
     ["errors", "words", "comparison", "data", "model", "training", ""],
 ]
