@@ -184,9 +184,11 @@ def _array(connection, value, rows="rows"):
 
 def _make_type(connection, column, rows="rows"):
     """Makes an ENUM of the distinct texts of a column. Returns them as a list, in the order of their codes."""
-    connection.execute(f"CREATE TYPE texts_{column} AS ENUM (SELECT DISTINCT {column} FROM {rows})")
-    texts = f"(SELECT unnest(enum_range(NULL::texts_{column}))::VARCHAR AS text)"
-    return _array(connection, "text", texts).tolist()
+    connection.execute(f"CREATE TEMP TABLE distinct_{column} AS SELECT DISTINCT {column} AS text FROM {rows}")
+    connection.execute(f"CREATE TYPE texts_{column} AS ENUM (SELECT text FROM distinct_{column})")
+    texts = _array(connection, "text", f"distinct_{column}").tolist()  # enum_range() would give them, too, but slowly
+    connection.execute(f"DROP TABLE distinct_{column}")
+    return texts
 
 
 def _literal(text):
