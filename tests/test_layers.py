@@ -59,7 +59,7 @@ LAYERS = [  # from the command line down to what all share
     ["data.loading"],
     ["data.datasets"],
     ["data.atomic", "data.table"],
-    ["ragged", "contracts", "pretrained", "files", "paths", "exit_status", "training.header", "model.hub"],
+    ["ragged", "contracts", "pretrained", "files", "paths", "exit_status", "store", "training.header", "model.hub"],
     ["errors", "words", "comparison", "data", "model", "training", ""],
 ]
 UNWANTED = ("model", "decoding", "transformers", "peft", "dataset_scripts", "comparison")  # in a run of SASRec
