@@ -40,11 +40,12 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from dataset_scripts import amazon
+from dataset_scripts import amazon, disk
 from dataset_scripts.database import Database
 from dataset_scripts.encodings import check_encoding, in_utf8
 from dataset_scripts.options import check_files, check_options, check_roles, check_texts, moment, parser
 from dataset_scripts.output import PARTS, write_set
+from dataset_scripts.reading import mean_id_bytes
 from dataset_scripts.report import print_counts, print_report
 from dataset_scripts.roles import ITEM_ROLES, REVIEW_ROLES, ROLES, check_columns
 from dataset_scripts.sources import FORMATS, listed, recognise
@@ -135,12 +136,14 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
                 check_columns(source, roles)
             _check_time_format(database, time_format)
             title_rule = {"max_words": max_title_words, "min_chars": min_title_chars, "drop_markup": drop_markup_titles}
+            disk_needed = _check_disk(database, folder, log, memory_limit)
             meta_check = load_items(database, report, *items, title_rule, show_progress)
             of_reviews = {"unit": time_unit, "format": time_format, "min_rating": min_rating}
             log_check = load_reviews(database, report, *log, of_reviews, show_progress)
             report["inputs"] = None
             window = (start, end, k, min_items, step_months, drop_repeats)
             kept = keep_reviews(database, report, *window, with_rating="rating" in log[1])
+            report["disk_tables"] = disk_needed
             write_set(database, report, kept, temporary, name, max_history, split, ratios)
             report["inputs"] = {**_digests(log_check, meta_check), **originals}
             given.update(start=report["start"], end=report["end"], min_items=min_items, ratios=list(ratios))
@@ -188,6 +191,14 @@ def _sources(reviews, meta, columns, meta_columns, format, meta_format, delimite
         raise ConfigError(f"the title of {items.path} is not named; add --meta-columns item=..,title=..; its columns are "
                           f"{listed(items.fields)}")  # fmt: skip
     return (log, {role: column for role, column in columns.items() if role in REVIEW_ROLES}), (items, meta_columns)
+
+
+def _check_disk(database, folder, log, memory_limit):
+    """Most bytes that DuckDB's table of reviews takes. Raises a DataError if the disk has no room for what memory does not hold."""
+    lines, _ = disk.estimated_lines(log[0])
+    needed = disk.tables(lines, mean_id_bytes(database, *log))
+    disk.check(folder, needed - database.memory_bytes(), f"the tables of about {lines:,} reviews beyond --memory-limit {memory_limit}")
+    return needed
 
 
 def _check_time_format(database, time_format):

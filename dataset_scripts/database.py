@@ -89,6 +89,11 @@ class Database:
             FROM reviews POSITIONAL JOIN beside WHERE beside.value > 0 GROUP BY code ORDER BY code""", beside=beside)
         return found["value"], found["same"]
 
+    def memory_bytes(self):
+        """The memory limit in bytes."""
+        number, unit = self.rows("SELECT current_setting('memory_limit')")[0][0].split(" ")
+        return round(float(number) * 1024 ** ("bytes", "KiB", "MiB", "GiB", "TiB").index(unit))
+
     def progress(self):
         """How much of the running statement is done, in percent; -1 if DuckDB cannot tell."""
         return self._connection.query_progress()

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from dataset_scripts import rules
+from dataset_scripts import disk, rules
 from dataset_scripts.writing import as_bytes, fit_id, numbers, seconds, write_lines, write_rows
 from recbole_flr.data.atomic import escape
 from recbole_flr.errors import DataError
@@ -50,6 +50,10 @@ def write_set(database, report, columns, folder, name, max_history, split, ratio
 
     users = as_bytes(map(fit_id, user_ids))
     items = as_bytes(item_ids)
+    means = (float(np.char.str_len(ids).mean()) for ids in (users, items))
+    in_histories = int(np.minimum(before, max_history).sum())
+    report["disk_output"] = disk.samples(len(targets), in_histories, len(user), *means) + sum(map(len, item_lines))
+    disk.check(folder, report["disk_output"], "the files of the data set")
     followed = np.append(np.char.add(items, b" "), b"")  # each item of a history with a blank behind it; the last entry is empty
     user_of, item_of, time_of = user[order], item[order], time[order]
     outputs = {}
