@@ -15,7 +15,7 @@ from recbole_flr.errors import DataError
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_lines_are_estimated_from_the_first_bytes(tmp_path, monkeypatch, suffix):
-    rows = shop(60, 60)
+    rows = shop(200, 60)
     path = write(tmp_path / f"log.json{suffix}", rows)
     monkeypatch.setattr(disk, "_SAMPLE", min(20_000, path.stat().st_size * 4 // 5))
     lines, size = disk.estimated_lines(recognise(path))
