@@ -57,6 +57,7 @@ from recbole_flr.data.atomic import staged
 from recbole_flr.errors import ConfigError, DataError, FLRError
 
 KINDS = (*(f"{part}.inter" for part in PARTS), "inter", "item", "yaml", "report.json")  # of the files of a data set
+_FAR_MORE = 4  # times the memory limit: from this size of the tables on, they are made on disk
 _NOT_REPORTED = ("reviews", "meta", "out", "show_progress", "memory_limit", "engine")  # paths, and options that change no output
 
 
@@ -202,10 +203,16 @@ def _sources(reviews, meta, columns, meta_columns, format, meta_format, delimite
 
 
 def _check_disk(database, folder, log, memory_limit):
-    """Most bytes that DuckDB's table of reviews takes. Raises a DataError if the disk has no room for what memory does not hold."""
+    """Most bytes that DuckDB's table of reviews takes. If that is far more than the memory limit, the tables go to disk.
+
+    Raises:
+        DataError: the disk has no room for what memory does not hold.
+    """
     lines, _ = disk.estimated_lines(log[0])
     needed = disk.tables(lines, mean_id_bytes(database, *log))
     disk.check(folder, needed - database.memory_bytes(), f"the tables of about {lines:,} reviews beyond --memory-limit {memory_limit}")
+    if needed > _FAR_MORE * database.memory_bytes():
+        database.keep_on_disk()
     return needed
 
 

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import duckdb
 import pytest
-from helpers_convert import COLUMNS, json_lines, pack, shop, simple, tree, write
+from helpers_convert import COLUMNS, check_set, json_lines, output, pack, shop, simple, tree, write
 
 from dataset_scripts import disk
 from dataset_scripts.convert import convert
+from dataset_scripts.database import Database
 from dataset_scripts.sources import recognise
 from recbole_flr.errors import DataError
 
@@ -74,3 +75,18 @@ def test_the_folder_need_not_exist(tmp_path):
     disk.check(tmp_path / "a" / "b", 1, "files")
     with pytest.raises(DataError, match="may need 1000000000.0 GB"):
         disk.check(tmp_path / "a" / "b", 10**18, "files")
+
+
+def test_large_tables_are_made_on_disk_and_give_the_same_files(tmp_path, monkeypatch):
+    """From four times the memory limit on, and not before."""
+    path, made = write(tmp_path / "log.json", shop(20, 20)), []
+    keep_on_disk = Database.keep_on_disk
+    monkeypatch.setattr(Database, "keep_on_disk", lambda self: (made.append(self.memory_bytes()), keep_on_disk(self)))
+    reports = []
+    for name, factor in (("memory", 1e9), ("disk", 0)):
+        monkeypatch.setattr("dataset_scripts.convert._FAR_MORE", factor)
+        reports.append(convert(path, "s", tmp_path / name, columns=COLUMNS))
+        check_set(reports[-1], tmp_path / name)
+    assert len(made) == 1 and made[0] == pytest.approx(200e6, rel=0.01)
+    assert {**reports[0], "folder": ""} == {**reports[1], "folder": ""}
+    assert output(tmp_path / "memory") == output(tmp_path / "disk")
