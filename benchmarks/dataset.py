@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import zip_longest
 from pathlib import Path
 
@@ -68,33 +68,45 @@ with open(result, "w") as handle:
 # measures
 
 
-def measure(version, arguments, folder):
+def measure(version, arguments, folder, disk=None):
     """Runs one version in a fresh process.
 
     Args:
         version: a key of `VERSIONS`.
         arguments (dict): keyword arguments of the version, without objects that JSON cannot hold.
         folder: for a temporary file.
+        disk: Path of a folder whose size is watched, or None.
 
     Returns:
-        dict: `seconds`, `cpu_seconds`, `peak_bytes`, `peak_own_bytes` (None where /proc is missing) and the version's `report`.
+        dict: `seconds`, `cpu_seconds`, `peak_bytes`, `peak_own_bytes` (None where /proc is missing), `peak_disk_bytes` of the folder
+        `disk`, and the version's `report`.
 
     Raises:
         RuntimeError: the process failed.
     """
     result = Path(folder) / "result.json"
     process = subprocess.Popen([sys.executable, "-c", CHILD, *VERSIONS[version], json.dumps(arguments), result], cwd=ROOT)
-    own = 0
+    own = on_disk = 0
     while process.poll() is None:
         try:
             found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
             own = max(own, int(found[1]) * 1024 if found else 0)
+            on_disk = max(on_disk, _size(disk)) if disk else 0
         except OSError:
             pass
         time.sleep(0.02)
     if process.returncode:
         raise RuntimeError(f"{version!r} ended with status {process.returncode}; its message is above")
-    return {**json.loads(result.read_text()), "peak_own_bytes": own or None}
+    return {**json.loads(result.read_text()), "peak_own_bytes": own or None, "peak_disk_bytes": on_disk}
+
+
+def _size(folder):
+    """Bytes that the files below a folder take on disk. Files may vanish meanwhile."""
+    found = 0
+    for path in Path(folder).rglob("*"):
+        with suppress(OSError):
+            found += path.stat().st_blocks * 512
+    return found
 
 
 def check_equal(version, report, folder, expected, expected_folder):

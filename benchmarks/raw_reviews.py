@@ -68,6 +68,42 @@ def write_raw(folder, n_reviews, n_items, compression="none", seed=SEED, malform
     return paths
 
 
+def write_ratings(folder, n_reviews, n_items, seed=SEED, chunk=1_000_000):
+    """Writes `ratings.csv`, in the schema of Amazon's ratings of 2023 (44 bytes a line), and `meta.json` with titles and brands.
+
+    There is one user for 30 reviews. Users and items have heavy tails; times are uniform from 2008 to mid-2017, in no order.
+
+    Args:
+        folder: an existing folder.
+        n_reviews, n_items: numbers of reviews and items.
+        seed: the same seed gives the same bytes.
+
+    Returns:
+        tuple[Path, Path]: both files.
+    """
+    rng, n_users = np.random.default_rng(seed), max(n_reviews // 30, 1)
+    users, asins = codes(np.arange(n_users), "A", 13).astype(bytes), codes(np.arange(n_items), "B0", 8).astype(bytes)
+    activity = np.cumsum((np.arange(n_users) + 100.0) ** -0.6)
+    popularity = np.cumsum((np.arange(n_items) + 30.0) ** -0.95)
+    paths = Path(folder) / "ratings.csv", Path(folder) / "meta.json"
+    with open(paths[0], "wb") as file:
+        file.write(b"user_id,parent_asin,rating,timestamp\n")
+        for begin in range(0, n_reviews, chunk):
+            size = min(chunk, n_reviews - begin)
+            user = users[np.searchsorted(activity, rng.random(size) * activity[-1])]
+            item = asins[np.searchsorted(popularity, rng.random(size) * popularity[-1])]
+            rating, time = rng.integers(1, 6, size).astype("S1"), rng.integers(1_200_000_000_000, 1_500_000_000_000, size).astype("S13")
+            fields = []
+            for column, end in ((user, b","), (item, b","), (rating, b".0,"), (time, b"\n")):
+                fields += [column.view(np.uint8).reshape(size, -1), np.tile(np.frombuffer(end, np.uint8), (size, 1))]
+            padded = np.concatenate(fields, axis=1).reshape(-1)
+            file.write(padded[padded != 0].tobytes())
+    with open(paths[1], "wb") as file:
+        for number, asin in enumerate(asins.tolist()):
+            file.write(b'{"parent_asin": "%s", "title": "Thing of a shop, number %d", "store": "Brand %d"}\n' % (asin, number, number % 997))
+    return paths
+
+
 def opened(path, compression):
     """Opens a file for writing bytes, compressed or not."""
     if compression == "gz":

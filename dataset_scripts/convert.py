@@ -40,11 +40,13 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from dataset_scripts import amazon
+from dataset_scripts import amazon, disk
 from dataset_scripts.database import Database
 from dataset_scripts.encodings import check_encoding, in_utf8
+from dataset_scripts.engine import ENGINES, convert_rows
 from dataset_scripts.options import check_files, check_options, check_roles, check_texts, moment, parser
 from dataset_scripts.output import PARTS, write_set
+from dataset_scripts.reading import mean_id_bytes
 from dataset_scripts.report import print_counts, print_report
 from dataset_scripts.roles import ITEM_ROLES, REVIEW_ROLES, ROLES, check_columns
 from dataset_scripts.sources import FORMATS, listed, recognise
@@ -55,14 +57,15 @@ from recbole_flr.data.atomic import staged
 from recbole_flr.errors import ConfigError, DataError, FLRError
 
 KINDS = (*(f"{part}.inter" for part in PARTS), "inter", "item", "yaml", "report.json")  # of the files of a data set
-_NOT_REPORTED = ("reviews", "meta", "out", "show_progress", "memory_limit")  # paths, and options that change no output
+_FAR_MORE = 4  # times the memory limit: from this size of the tables on, they are made on disk
+_NOT_REPORTED = ("reviews", "meta", "out", "show_progress", "memory_limit", "engine")  # paths, and options that change no output
 
 
 def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_columns=None, format="auto", meta_format="auto",
             delimiter=None, quote='"', encoding="utf-8", time_unit="auto", time_format=None, start="default", end="default", k=5,
             min_items=None, step_months=3, max_history=10, ratios=(0.8, 0.1, 0.1), split="ratio", min_rating=None,
             drop_repeats=False, max_title_words=20, min_title_chars=2, drop_markup_titles=False, memory_limit="200MB",
-            show_progress=False):  # fmt: skip
+            engine="duckdb", show_progress=False):  # fmt: skip
     """Converts one data set by the rules at the top of this module.
 
     Writes into the folder `<out>/<name>`; all files, or none if anything fails:
@@ -100,6 +103,7 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
         drop_repeats: keep only the first of several reviews of an item by the same user inside the window.
         max_title_words, min_title_chars, drop_markup_titles: the title rule; words 0: no limit.
         memory_limit: memory for DuckDB's tables; larger ones go to disk, next to the output.
+        engine: `duckdb`, or `spark` for rules 4 to 8 on PySpark; both write the same files. See `dataset_scripts.engine`.
         show_progress: show progress bars on stderr.
 
     Returns:
@@ -121,6 +125,8 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
     folder = Path(out) / name
     check_files(reviews, meta, [folder / f"{name}.{kind}" for kind in KINDS])
     check_encoding(encoding)
+    if engine not in ENGINES:
+        raise ConfigError(f"engine is {engine!r}; expected {' or '.join(ENGINES)}")
     report = {}
     try:
         with staged(folder) as temporary, Database(temporary / "spill", memory_limit) as database, ExitStack() as copies:
@@ -135,19 +141,25 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
                 check_columns(source, roles)
             _check_time_format(database, time_format)
             title_rule = {"max_words": max_title_words, "min_chars": min_title_chars, "drop_markup": drop_markup_titles}
+            disk_needed = _check_disk(database, folder, log, memory_limit)
             meta_check = load_items(database, report, *items, title_rule, show_progress)
             of_reviews = {"unit": time_unit, "format": time_format, "min_rating": min_rating}
             log_check = load_reviews(database, report, *log, of_reviews, show_progress)
             report["inputs"] = None
             window = (start, end, k, min_items, step_months, drop_repeats)
-            kept = keep_reviews(database, report, *window, with_rating="rating" in log[1])
-            write_set(database, report, kept, temporary, name, max_history, split, ratios)
+            with_rating = "rating" in log[1]
+            if engine == "spark":
+                convert_rows(database, report, temporary, name, *window, with_rating, max_history, split, ratios)
+            else:
+                kept = keep_reviews(database, report, *window, with_rating)
+                write_set(database, report, kept, temporary, name, max_history, split, ratios)
+            report["disk_tables"] = disk_needed
             report["inputs"] = {**_digests(log_check, meta_check), **originals}
             given.update(start=report["start"], end=report["end"], min_items=min_items, ratios=list(ratios))
             report.update(options=given, folder=str(folder))
             written = {**report, "folder": name}  # so that the report does not depend on the place
             write_lines(temporary / f"{name}.report.json", json.dumps(written, ensure_ascii=False, indent=1).split("\n"))
-            for made in ("spill", "utf8"):
+            for made in ("spill", "utf8", "engine"):
                 shutil.rmtree(temporary / made, ignore_errors=True)
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}; nothing was changed. Choose another --out, or "
@@ -188,6 +200,20 @@ def _sources(reviews, meta, columns, meta_columns, format, meta_format, delimite
         raise ConfigError(f"the title of {items.path} is not named; add --meta-columns item=..,title=..; its columns are "
                           f"{listed(items.fields)}")  # fmt: skip
     return (log, {role: column for role, column in columns.items() if role in REVIEW_ROLES}), (items, meta_columns)
+
+
+def _check_disk(database, folder, log, memory_limit):
+    """Most bytes that DuckDB's table of reviews takes. If that is far more than the memory limit, the tables go to disk.
+
+    Raises:
+        DataError: the disk has no room for what memory does not hold.
+    """
+    lines, _ = disk.estimated_lines(log[0])
+    needed = disk.tables(lines, mean_id_bytes(database, *log))
+    disk.check(folder, needed - database.memory_bytes(), f"the tables of about {lines:,} reviews beyond --memory-limit {memory_limit}")
+    if needed > _FAR_MORE * database.memory_bytes():
+        database.keep_on_disk()
+    return needed
 
 
 def _check_time_format(database, time_format):

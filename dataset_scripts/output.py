@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from dataset_scripts import rules
+from dataset_scripts import disk, rules
 from dataset_scripts.writing import as_bytes, fit_id, numbers, seconds, write_lines, write_rows
 from recbole_flr.data.atomic import escape
 from recbole_flr.errors import DataError
@@ -16,6 +16,7 @@ OPTIONS = (
     "eval_args: {split: {LS: valid_and_test}, order: TO, group_by: user, mode: full}",
 )  # fmt: skip
 PARTS = ("train", "valid", "test")
+SAMPLES_HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float"
 _PRICE = re.compile(r"\s*\$?\s*([0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?)\s*")
 
 
@@ -34,14 +35,14 @@ def write_set(database, report, columns, folder, name, max_history, split, ratio
     """
     time = columns["time"]
     user_ids, user = _users(database, columns["row"], columns["user"], report["lines"])
-    item_ids, item, item_lines, counts = _items(database, columns["item"])
+    item_ids, item, item_lines, counts = kept_items(database, columns["item"])
     ratings = numbers(columns["rating"]) if "rating" in columns else None
     database.run("DROP TABLE reviews")
     order, targets, before = rules.samples(user, time)
     parts = rules.split(split, ratios, user[order][targets])
     for part, rows, ratio in zip(PARTS, parts, ratios if split == "ratio" else (1, 1, 1)):
         if ratio and not len(rows):
-            raise DataError(f"only {len(targets)} samples remain, too few for a {part} part; lower --k or widen the window")
+            raise too_few(len(targets), part)
     report.update(first=rules.iso(rules.from_microseconds(time.min())), last=rules.iso(rules.from_microseconds(time.max())))
     report.update(users=len(user_ids), items=len(item_ids))
     report.update({key: counts[key] for key in ("distinct_titles", "items_sharing_title")})
@@ -50,7 +51,11 @@ def write_set(database, report, columns, folder, name, max_history, split, ratio
 
     users = as_bytes(map(fit_id, user_ids))
     items = as_bytes(item_ids)
-    followed = np.append(np.char.add(items, b" "), b"")  # each item of a history with a blank behind it; the last entry is empty
+    means = (float(np.char.str_len(ids).mean()) for ids in (users, items))
+    in_histories = int(np.minimum(before, max_history).sum())
+    report["disk_output"] = disk.samples(len(targets), in_histories, len(user), *means) + sum(map(len, item_lines))
+    disk.check(folder, report["disk_output"], "the files of the data set")
+    followed = followed_by_blank(items)
     user_of, item_of, time_of = user[order], item[order], time[order]
     outputs = {}
     for part, rows in zip(PARTS, parts):
@@ -59,11 +64,11 @@ def write_set(database, report, columns, folder, name, max_history, split, ratio
         def history(chosen, target=target, n_before=n_before):  # [rows, bytes]: the items before each target
             back = np.arange(min(max_history, int(n_before.max(initial=1))), 1, -1)
             at = target[chosen, None] - back
-            older = followed[np.where(n_before[chosen, None] >= back, item_of[np.maximum(at, 0)], len(items))]
-            return np.concatenate([_flat(older), _flat(items[item_of[target[chosen] - 1]])], axis=1)
+            older = np.where(n_before[chosen, None] >= back, item_of[np.maximum(at, 0)], len(items))
+            return history_bytes(items, followed, older, item_of[target[chosen] - 1])
 
         outputs[f"{name}.{part}.inter"] = write_rows(
-            folder / f"{name}.{part}.inter", "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float",
+            folder / f"{name}.{part}.inter", SAMPLES_HEADER,
             [lambda chosen, target=target: users[user_of[target[chosen]]], history,
              lambda chosen, target=target: items[item_of[target[chosen]]],
              lambda chosen, target=target: seconds(time_of[target[chosen]])],
@@ -74,11 +79,41 @@ def write_set(database, report, columns, folder, name, max_history, split, ratio
     if ratings is not None:
         fields.append(lambda chosen: ratings[chosen])
     fields.append(lambda chosen: seconds(time[chosen]))
-    header = "user_id:token\titem_id:token" + "\trating:float" * (ratings is not None) + "\ttimestamp:float"
-    outputs[f"{name}.inter"] = write_rows(folder / f"{name}.inter", header, fields, len(user))
-    outputs[f"{name}.item"] = write_lines(folder / f"{name}.item", item_lines)
-    outputs[f"{name}.yaml"] = write_lines(folder / f"{name}.yaml", OPTIONS)
-    report["outputs"] = outputs
+    outputs[f"{name}.inter"] = write_rows(folder / f"{name}.inter", inter_header(ratings is not None), fields, len(user))
+    report["outputs"] = {**outputs, **write_items(folder, name, item_lines)}
+
+
+def too_few(n_samples, part):
+    """The DataError for a part without samples."""
+    return DataError(f"only {n_samples} samples remain, too few for a {part} part; lower --k or widen the window")
+
+
+def write_items(folder, name, item_lines):
+    """Writes the files of the items and of the options. Returns a dict: name -> SHA-256."""
+    return {f"{name}.item": write_lines(folder / f"{name}.item", item_lines),
+            f"{name}.yaml": write_lines(folder / f"{name}.yaml", OPTIONS)}  # fmt: skip
+
+
+def inter_header(with_rating):
+    """The first line of the file of all kept reviews."""
+    return "user_id:token\titem_id:token" + "\trating:float" * with_rating + "\ttimestamp:float"
+
+
+def followed_by_blank(items):
+    """Each item ([I] bytes) with a blank behind it; the last entry is empty."""
+    return np.append(np.char.add(items, b" "), b"")
+
+
+def history_bytes(items, followed, older, last):
+    """Histories as lines hold them: [rows, bytes] uint8.
+
+    Args:
+        items: [I] bytes, the ids.
+        followed: of `followed_by_blank`.
+        older: [rows, n] places of the items before the last one, the oldest first; I where there is none.
+        last: [rows] place of the last item.
+    """
+    return np.concatenate([_flat(followed[older]), _flat(items[last])], axis=1)
 
 
 def _flat(texts):
@@ -99,7 +134,7 @@ def _users(database, row, user, n_lines):
     return ids[by_first].tolist(), place[user]
 
 
-def _items(database, item):
+def kept_items(database, item):
     """The kept items.
 
     Returns:

@@ -28,6 +28,7 @@ from dataset_scripts.sources import broken_parquet
 from dataset_scripts.sql import identifier, literal, unglobbed
 from recbole_flr.errors import DataError
 
+_SAMPLE = 1000  # lines of a log whose ids are measured beforehand
 _IS_BLANK = "coalesce(NOT regexp_matches(csv_line, '[^\\s\\v]'), false)"  # a line that DuckDB refused, of white space only
 
 
@@ -78,6 +79,17 @@ def load(database, table, source, columns, select, show_progress=False):
     if source.format == "jsonl":
         parse_again(database, table, lines, columns, select)
     return lines
+
+
+def mean_id_bytes(database, source, columns):
+    """Mean bytes of the ids of users and items in the first lines of a log; None if DuckDB cannot read them as they are."""
+    lengths = ", ".join(f"avg(strlen({role}))" for role in ID_ROLES)
+    try:
+        sample = f"SELECT {_raw(source, columns)} FROM {_scan(source, columns)} LIMIT {_SAMPLE}"
+        found = database.rows(f"SELECT {lengths} FROM ({sample})")[0]
+    except (DataError, duckdb.Error):  # `load` says what is wrong
+        return None
+    return None if None in found else found
 
 
 def _create(database, table, source, columns, select, show_progress):

@@ -13,6 +13,7 @@ Every line of the log is counted once, so these counts add up to `lines`:
 from tabulate import tabulate
 
 from recbole_flr.errors import printable
+from recbole_flr.files import size_text
 
 _DROPPED = {
     "malformed": "malformed", "bad_ids": "id that reads as a missing value",
@@ -57,6 +58,8 @@ def print_counts(report, file=None):
         ("ids percent-encoded", report.get("escaped_ids"), ""),
         ("density", f"{report['density']:.2e}" if "density" in report else None, ""),
         *((part, report.get(part), "rows") for part in ("train", "valid", "test")),
+        ("disk for tables", _size(report.get("disk_tables")), "at most; less what --memory-limit holds"),
+        ("disk for files", _size(report.get("disk_output")), "estimated before they were written"),
         ("metadata lines", report.get("meta"), of_items),
     ]
     if len(report.get("windows", ())) > 1:
@@ -64,6 +67,10 @@ def print_counts(report, file=None):
     shown = [(label, f"{value:,}" if isinstance(value, int) else value, note) for label, value, note in rows if value is not None]
     if shown:
         print(tabulate(shown, tablefmt="plain", colalign=("left", "right", "left"), disable_numparse=True), file=file)
+
+
+def _size(number):
+    return None if number is None else size_text(number)
 
 
 def _joined(*notes):

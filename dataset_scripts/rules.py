@@ -1,20 +1,16 @@
-"""The rules of a conversion: titles and times as SQL; windows, k-core, samples and splits on numpy arrays.
+"""The rules of a conversion: titles and times as SQL; samples, splits and dates on numpy arrays. Windows: `dataset_scripts.windows`.
 
 `dataset_scripts.convert` explains the rules and their order. Times are whole microseconds since 1970 UTC (int64).
 Shapes: R reviews, N samples.
 """
 
 import calendar
-import logging
 import re
 from datetime import datetime, timedelta, timezone
 
 import numpy as np
 
 from dataset_scripts.sql import literal
-from recbole_flr.errors import DataError
-
-_log = logging.getLogger(__name__)
 
 OLDEST_START = datetime(1996, 5, 1, tzinfo=timezone.utc)  # the first month of Amazon's data
 UNITS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}  # name -> microseconds in one
@@ -141,113 +137,6 @@ def item_query(rows, **title_rule):
     usable = usable_title("title", "stripped", **title_rule)
     return f"""SELECT {state}, item, CASE WHEN {usable} THEN stripped END AS title, brand,
         category, price FROM (SELECT *, {stripped_title('title')} AS stripped FROM {rows})"""
-
-
-# ---- windows and k-core ------------------------------------------------------------------------------------------------
-
-
-class TooLittle(DataError):
-    """Too few reviews remain.
-
-    Attributes:
-        counts (dict): what the rules dropped in the last window, as :func:`slide` returns it.
-    """
-
-    def __init__(self, message, counts):
-        super().__init__(message)
-        self.counts = counts
-
-
-def slide(load, start, end, k, min_items, step_months, drop_repeats):
-    """Moves the start back until `min_items` items remain in the k-core.
-
-    Args:
-        load (callable): (start, end) in microseconds -> dict of arrays over the reviews of that window, in file order: `user`
-            and `item` (small codes), `time`, and any others.
-        start, end: datetimes, or None for no bound.
-        k, min_items, step_months, drop_repeats: as for `dataset_scripts.convert.convert`.
-
-    Returns:
-        tuple: the dict of arrays that `load` returned; the places of the kept reviews in them; and a dict of counts: `inside`,
-        `repeated` and `below_k` (reviews), `k_core_rounds` (reviews dropped in each round), `windows` ([start, items] of each
-        window that was tried) and `start` (of the last window).
-
-    Raises:
-        TooLittle: nothing remains, or fewer than `min_items` items.
-    """
-    first_start, windows, columns, loaded = start, [], None, None
-    last = None if end is None else to_microseconds(end)
-    while True:
-        begin = None if start is None else to_microseconds(start)
-        if loaded is None or begin < loaded:
-            # Load half as far again each time: few reviews are loaded in vain, and none many times.
-            ahead = len(windows) + len(windows) // 2 + 1
-            loaded = to_microseconds(months_back(first_start, ahead * step_months)) if windows else begin
-            columns = None  # free the old arrays before the new ones are made
-            columns = load(loaded, last)
-        inside = begin is None or begin == loaded
-        places = np.arange(len(columns["time"])) if inside else np.flatnonzero(columns["time"] >= begin)
-        counts = {"inside": len(places), "repeated": 0}
-        if drop_repeats:
-            places = first_of_each_pair(columns, places)
-            counts["repeated"] = counts["inside"] - len(places)
-        places, rounds = k_core(columns["user"], columns["item"], places, k)
-        n_items = len(np.unique(columns["item"][places]))
-        windows.append([iso(start), n_items])
-        _log.info("window %s to %s: %d reviews, %d items in the %d-core", iso(start), iso(end), len(places), n_items, k)
-        counts.update(below_k=sum(rounds), k_core_rounds=rounds, windows=windows, start=start)
-        if n_items >= max(min_items, 1):
-            return columns, places, counts
-        if not min_items:
-            found = f"nothing remains of {counts['inside']} reviews from {iso(start)} to {iso(end)} in the {k}-core"
-            raise TooLittle(f"{found}; lower --k or widen the window", counts)
-        start = None if start is None else months_back(first_start, len(windows) * step_months)
-        if start is None or start < OLDEST_START:
-            found = f"{n_items} items remain even from {windows[-1][0]}, fewer than the {min_items} wanted"
-            raise TooLittle(f"{found}; lower --min-items, or keep the start with --no-sliding", counts)
-
-
-def codes(values):
-    """The rank of each value among the distinct values: [R] -> [R] uint32. As np.unique's inverse, in less memory."""
-    order = np.argsort(values)
-    values = values[order]
-    steps = np.zeros(len(values), np.uint32)
-    np.cumsum(values[1:] != values[:-1], out=steps[1:])
-    found = np.empty(len(values), np.uint32)
-    found[order] = steps
-    return found
-
-
-def first_of_each_pair(columns, places):
-    """Of several reviews of an item by the same user, the earliest; at the same time the first in the file.
-
-    `places`: [R] places in the arrays of `columns`, ascending. Returns those that stay, ascending.
-    """
-    user, item, time = (columns[name][places] for name in ("user", "item", "time"))
-    order = np.lexsort((time, item, user))
-    first = np.ones(len(order), bool)
-    first[1:] = (np.diff(user[order].astype(np.int64)) != 0) | (np.diff(item[order].astype(np.int64)) != 0)
-    return places[np.sort(order[first])]
-
-
-def k_core(user, item, rows, k):
-    """The largest set of rows in which every user and every item has at least k rows.
-
-    Args:
-        user, item: [R] codes.
-        rows: row numbers to begin with.
-
-    Returns:
-        tuple: the row numbers that remain, and a list: how many rows each round dropped.
-    """
-    rounds = []
-    while len(rows):
-        keep = (np.bincount(user[rows])[user[rows]] >= k) & (np.bincount(item[rows])[item[rows]] >= k)
-        if keep.all():
-            break
-        rounds.append(int(len(rows) - keep.sum()))
-        rows = rows[keep]
-    return rows, rounds
 
 
 # ---- samples -----------------------------------------------------------------------------------------------------------

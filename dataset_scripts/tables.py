@@ -4,7 +4,7 @@ import time as clock
 
 import numpy as np
 
-from dataset_scripts import rules
+from dataset_scripts import rules, windows
 from dataset_scripts.reading import load
 from dataset_scripts.roles import REVIEW_ROLES
 from dataset_scripts.rules import UNREADABLE
@@ -158,12 +158,18 @@ def keep_reviews(database, report, start, end, k, min_items, step_months, drop_r
         for name in columns:
             columns[name] = columns[name][order]
         del order
-        columns["user"] = rules.codes(columns["user"])
+        columns["user"] = windows.codes(columns["user"])
         return columns
 
+    rows = slide(report, windows.Arrays(inside, end), start, end, k, min_items, step_months, drop_repeats)
+    return {name: column[rows.places] for name, column in rows.columns.items()}
+
+
+def slide(report, reviews, start, end, *options):
+    """`windows.slide`, whose counts go into the report. Returns the kept reviews."""
     try:
-        columns, places, counts = rules.slide(inside, start, end, k, min_items, step_months, drop_repeats)
-    except rules.TooLittle as error:
+        rows, counts = windows.slide(reviews, start, end, *options)
+    except windows.TooLittle as error:
         counts = error.counts
         report["outside_window"] = report.pop("ok") - counts.pop("inside")
         report.update(counts, start=rules.iso(counts["start"]), end=rules.iso(end))
@@ -172,5 +178,5 @@ def keep_reviews(database, report, start, end, k, min_items, step_months, drop_r
         raise DataError(f"{error}; but first look at the file: {report['malformed']} of its {report['lines']} lines are malformed"
                         + encoding_hint(report)) from error
     report["outside_window"] = report.pop("ok") - counts.pop("inside")
-    report.update(counts, kept=len(places), start=rules.iso(counts["start"]), end=rules.iso(end))
-    return {name: column[places] for name, column in columns.items()}
+    report.update(counts, kept=rows.count(), start=rules.iso(counts["start"]), end=rules.iso(end))
+    return rows

@@ -76,16 +76,21 @@ def write_rows(path, header, fields, n_rows):
     Returns:
         str: SHA-256 of the file.
     """
+    width = sum(field(slice(0, 1)).nbytes + 1 for field in fields) if n_rows else 1
+    step = max(1, _CHUNK // width)
+    chunks = (slice(begin, min(begin + step, n_rows)) for begin in range(0, n_rows, step))
+    return write_batches(path, header, ([field(rows) for field in fields] for rows in chunks))
+
+
+def write_batches(path, header, batches):
+    """Writes a table as `write_rows` does; each batch is a list of columns, [rows] bytes. Returns the SHA-256 of the file."""
     with _Hashed(path) as out:
         out.write(header.encode("utf-8") + b"\n")
-        width = sum(field(slice(0, 1)).nbytes + 1 for field in fields) if n_rows else 1
-        step = max(1, _CHUNK // width)
-        for begin in range(0, n_rows, step):
-            rows = slice(begin, min(begin + step, n_rows))
+        for columns in batches:
             parts = []
-            for number, field in enumerate(fields):
-                values = np.ascontiguousarray(field(rows))
-                end = np.full((len(values), 1), ord("\n" if number == len(fields) - 1 else "\t"), np.uint8)
+            for number, column in enumerate(columns):
+                values = np.ascontiguousarray(column)
+                end = np.full((len(values), 1), ord("\n" if number == len(columns) - 1 else "\t"), np.uint8)
                 parts += [values.view(np.uint8).reshape(len(values), -1), end]
             padded = np.concatenate(parts, axis=1).reshape(-1)
             out.write(padded[padded != 0].tobytes())

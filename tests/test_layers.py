@@ -58,8 +58,10 @@ LAYERS = [  # from the command line down to what all share
     ["data.prompt"],
     ["data.catalog"],
     ["data.loading"],
-    ["data.atomic"],
-    ["ragged", "contracts", "pretrained", "files", "paths", "exit_status", "training.header", "model.hub", "model.precision"],
+    ["data.datasets"],
+    ["data.atomic", "data.table"],
+    ["ragged", "contracts", "pretrained", "files", "paths", "exit_status", "store", "training.header", "model.hub",
+     "model.precision"],
     ["errors", "words", "comparison", "data", "model", "training", ""],
 ]
 UNWANTED = ("model", "decoding", "transformers", "peft", "dataset_scripts", "comparison")  # in a run of SASRec

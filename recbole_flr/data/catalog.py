@@ -5,10 +5,13 @@ from functools import cached_property
 from logging import getLogger
 
 import numpy as np
+import torch
 
 from recbole_flr.data.loading import read_titles, title_groups
 from recbole_flr.ragged import RaggedRows
+from recbole_flr.store import fingerprint, stored
 
+STORED_FROM = 2000  # titles; fewer are tokenised as fast as a file is checked
 _AT_ONCE = 10_000  # texts that are tokenised in one call: a million in one call took 3 GB of memory
 
 
@@ -78,7 +81,7 @@ class Catalog:
         found.update({text: item for item, text in enumerate(self.texts) if item})
         return found
 
-    def tokenize(self, backbone, max_tokens):
+    def tokenize(self, backbone, max_tokens, path=None):
         """Token ids of every item's text, each ended by the end of title.
 
         A warning in the log gives the number of texts that were cut.
@@ -86,19 +89,32 @@ class Catalog:
         Args:
             backbone: see :meth:`Backbone.encode`; its `end_id` is the end of title.
             max_tokens: longer texts are cut to this many tokens; the end of title is not counted.
+            path: of a file where the tokens of a catalogue of at least `STORED_FROM` titles are stored; the next call with the same
+                texts, tokenizer and `max_tokens` reads them there. None: they are not stored.
 
         Returns:
             RaggedRows, one row an item; row 0 (padding) is empty.
         """
+        state = backbone.tokenizer_state() if path is not None and len(self) > STORED_FROM else None
+        if state is None:
+            found = self._tokenized(backbone, max_tokens)
+        else:
+            wanted = fingerprint(state, backbone.end_id, max_tokens, self.texts[1:])
+            found = stored(path, wanted, lambda: self._tokenized(backbone, max_tokens), "the tokens of the titles")
+        if cut := int(found["cut"]):
+            getLogger().warning(f"{cut} of {len(self.texts) - 1} titles are longer than {max_tokens} tokens and were cut "
+                                "(max_title_tokens)")
+        return RaggedRows(found["flat"].long(), found["start"])
+
+    def _tokenized(self, backbone, max_tokens):
+        """The tensors that are stored: token ids as int32, where each title starts, and how many were cut."""
         parts, cut = [RaggedRows.of([[]])], 0
         for first in range(1, len(self.texts), _AT_ONCE):
             rows = backbone.encode(self.texts[first : first + _AT_ONCE])
             cut += sum(len(row) > max_tokens for row in rows)
             parts.append(RaggedRows.of([row[:max_tokens] + [backbone.end_id] for row in rows]))
-        if cut:
-            getLogger().warning(f"{cut} of {len(self.texts) - 1} titles are longer than {max_tokens} tokens and were cut "
-                                "(max_title_tokens)")
-        return RaggedRows.joined(parts)
+        rows = RaggedRows.joined(parts)
+        return {"flat": rows.flat.int(), "start": rows.start, "cut": torch.tensor(cut)}
 
     def texts_to_cover(self, count):
         """Smallest n such that any n texts cover at least `count` titles.

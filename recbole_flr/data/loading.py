@@ -7,45 +7,20 @@ RecBole gets the same reader as the catalogue.
 
 import hashlib
 import os
-import types
 from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
 
-import pandas as pd
 import torch
-from pandas._libs.parsers import STR_NA_VALUES
 from recbole.data import create_dataset, data_preparation
-from recbole.data.dataset import dataset as recbole_dataset
 from recbole.utils import ModelType
 
 from recbole_flr.data.atomic import header, read_columns, unescape
+from recbole_flr.data.datasets import verbatim_reader
 from recbole_flr.errors import DataError, first_line
 
 TITLE_FIELDS = ("title", "movie_title", "name", "item_name", "product_name")  # columns tried if TITLE_FIELD is null
 SUFFIX_FIELDS = ("brand", "artist", "author", "release_year", "year")  # columns tried if DUPLICATE_FIELD is null
-
-
-@contextmanager
-def verbatim_reader():
-    """While this is open, RecBole's dataset module reads atomic files verbatim; text is missing only if empty."""
-
-    def read_csv(path, delimiter, usecols, dtype, encoding, **_):
-        names = {field: field.split(":")[0] for field in usecols}
-        columns = read_columns(path, names.values(), delimiter, encoding)
-        table = pd.DataFrame({field: columns[name] for field, name in names.items()}, dtype=object)
-        for field in usecols:
-            missing = table[field].isin([""] if dtype[field] is str else STR_NA_VALUES)
-            table[field] = table[field].mask(missing).astype(object if dtype[field] is str else dtype[field])
-        return table
-
-    pandas = types.ModuleType("pandas")
-    pandas.__dict__.update(vars(pd), read_csv=read_csv)
-    recbole_dataset.pd = pandas
-    try:
-        yield
-    finally:
-        recbole_dataset.pd = pd
 
 
 def expected_files(config):

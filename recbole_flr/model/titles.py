@@ -35,6 +35,12 @@ def check_beams(config):
         raise ConfigError(f"num_beams: found {config['num_beams']}, expected at least {max(config['topk'])}, the largest topk")
 
 
+def token_file(config):
+    """Where the tokens of the titles are stored: beside the data set, one file for each backbone."""
+    name = str(config["backbone"]).strip("/").replace("/", "--").replace("\\", "--")
+    return f"{config['data_path']}/{config['dataset']}.{name}.tokens.safetensors"
+
+
 class TitleModel(nn.Module):
     """Reads prompts of titles and scores titles behind a thought. :meth:`build_titles` takes the place of a constructor.
 
@@ -59,7 +65,7 @@ class TitleModel(nn.Module):
         """
         self.catalog = catalog
         self.backbone = build_backbone(config, catalog.texts[1:])
-        titles = catalog.tokenize(self.backbone, config["max_title_tokens"])
+        titles = catalog.tokenize(self.backbone, config["max_title_tokens"], token_file(config))
         name = config["prompt"] or ("paper" if self.backbone.pretrained else "compact")
         self.text_template, self.max_title_tokens = self.template(name, config["item_noun"]), config["max_title_tokens"]
         chunks, device = self.text_template.chunks(self.backbone, titles), config["device"]

@@ -105,6 +105,55 @@ def test_tokenize_ends_every_title_and_cuts_long_ones(caplog, monkeypatch, at_on
     assert not caplog.text
 
 
+def backbone_of(state="one", end_id=0, calls=None):
+    """A backbone of `words` with a name for its tokenizer; counts its calls."""
+    def encode(texts):
+        (calls if calls is not None else []).append(len(texts))
+        return words(texts)
+
+    return SimpleNamespace(encode=encode, end_id=end_id, tokenizer_state=lambda: state)
+
+
+def test_tokens_are_stored_for_the_same_texts_tokenizer_and_length(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("recbole_flr.data.catalog.STORED_FROM", 3)
+    catalog, path, calls = Catalog(["", "a bb ccc dddd", "a bb", "a bb ccc"]), tmp_path / "x.tokens.safetensors", []
+    plain = catalog.tokenize(backbone_of(), 3)
+    for _ in range(3):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            tokens = catalog.tokenize(backbone_of(calls=calls), 3, path)
+        assert torch.equal(tokens.flat, plain.flat) and torch.equal(tokens.start, plain.start)
+        assert tokens.flat.dtype == tokens.start.dtype == torch.int64
+        assert "1 of 3 titles are longer than 3 tokens" in caplog.text  # also when they are read
+    assert calls == [3]
+    for changed in ({"state": "two"}, {"end_id": 9}):
+        found = catalog.tokenize(backbone_of(**changed, calls=calls), 3, path)
+        assert torch.equal(found.flat, catalog.tokenize(backbone_of(**changed), 3).flat)
+    assert len(catalog.tokenize(backbone_of(calls=calls), 4, path).flat) == len(plain.flat) + 1
+    other = Catalog(["", "a bb ccc dddd", "a bb", "a bb cccc"])
+    assert other.tokenize(backbone_of(calls=calls), 4, path).row(3) == [1, 2, 4, 0]
+    assert calls == [3] * 5
+
+
+@pytest.mark.parametrize("smallest, state", [(4, "one"), (3, None)], ids=["few titles", "a tokenizer that cannot tell"])
+def test_tokens_that_are_not_stored(tmp_path, monkeypatch, smallest, state):
+    monkeypatch.setattr("recbole_flr.data.catalog.STORED_FROM", smallest)
+    catalog = Catalog(["", "a bb ccc dddd", "a bb", "a bb ccc"])
+    assert catalog.tokenize(backbone_of(state), 9, tmp_path / "x").row(2) == [1, 2, 0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_state_of_a_tokenizer_tells_what_it_learned():
+    from helpers_data import tiny_backbone
+
+    from recbole_flr.model.backbone import train_tokenizer
+
+    one, same, other = (tiny_backbone(train_tokenizer(texts, 300)) for texts in (["ab ab"] * 9, ["ab ab"] * 9, ["cd cd"] * 9))
+    before = one.tokenizer_state()
+    assert len(one.encode(["ab", "a"])) == 2
+    assert one.tokenizer_state() == before == same.tokenizer_state() != other.tokenizer_state()
+
+
 # Reading data sets
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.obvious_lines import microseconds_of
-from dataset_scripts import rules
+from dataset_scripts import rules, windows
 from recbole_flr.errors import DataError
 
 UTC = timezone.utc
@@ -41,7 +41,7 @@ def slow_k_core(rows, left, k):
 @given(PAIRS, st.integers(1, 4))
 def test_k_core(rows, k):
     user, item, _ = arrays(rows)
-    kept, rounds = rules.k_core(user, item, np.arange(len(rows)), k)
+    kept, rounds = windows.k_core(user, item, np.arange(len(rows)), k)
     assert (kept.tolist(), rounds) == slow_k_core(rows, list(range(len(rows))), k)
     assert all(isinstance(count, int) for count in rounds)  # JSON cannot hold numpy's integers
 
@@ -49,8 +49,8 @@ def test_k_core(rows, k):
 def test_k_core_of_some_rows():
     """Only the given rows count."""
     user, item = np.array([0, 0, 1, 1], np.uint32), np.array([0, 1, 0, 1], np.uint32)
-    assert rules.k_core(user, item, np.arange(4), 2)[0].tolist() == [0, 1, 2, 3]
-    kept, rounds = rules.k_core(user, item, np.array([0, 1, 3]), 2)
+    assert windows.k_core(user, item, np.arange(4), 2)[0].tolist() == [0, 1, 2, 3]
+    kept, rounds = windows.k_core(user, item, np.array([0, 1, 3]), 2)
     assert (kept.tolist(), rounds) == ([], [2, 1])
 
 
@@ -75,7 +75,7 @@ def test_samples(rows):
 def test_first_of_each_pair(rows, chosen):
     user, item, time = arrays(rows)
     places = np.array([n for n in range(len(rows)) if chosen[n]], np.int64)
-    found = rules.first_of_each_pair({"user": user, "item": item, "time": time}, places)
+    found = windows.first_of_each_pair({"user": user, "item": item, "time": time}, places)
     earliest = {}
     for n in places.tolist():
         pair = rows[n][:2]
@@ -87,7 +87,7 @@ def test_first_of_each_pair(rows, chosen):
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 5), max_size=50))
 def test_codes(values):
-    found = rules.codes(np.array(values, np.uint64)).tolist()
+    found = windows.codes(np.array(values, np.uint64)).tolist()
     names = sorted(set(values))
     assert found == [names.index(value) for value in values]
 
@@ -209,7 +209,7 @@ def test_slide(seed):
         rng.choice([1, 3, 5]),
         rng.random() < 0.5,
     )
-    expected, windows = slow_slide(rows, FIRST, end, k, min_items, step, repeats)
+    expected, tried = slow_slide(rows, FIRST, end, k, min_items, step, repeats)
     calls = []
 
     def load(begin, last):
@@ -221,23 +221,24 @@ def test_slide(seed):
         ]
         user, item, _ = arrays([(*rows[n][:2], 0) for n in inside])
         time = np.array([rules.to_microseconds(rows[n][2]) for n in inside], np.int64)
-        return {"row": np.array(inside, np.int64), "user": rules.codes(user), "item": item, "time": time}
+        return {"row": np.array(inside, np.int64), "user": windows.codes(user), "item": item, "time": time}
 
     if expected is None:
         with pytest.raises(DataError, match="nothing remains" if not min_items else "items remain even from"):
-            rules.slide(load, FIRST, end, k, min_items, step, repeats)
+            windows.slide(windows.Arrays(load, end), FIRST, end, k, min_items, step, repeats)
         return
-    columns, places, counts = rules.slide(load, FIRST, end, k, min_items, step, repeats)
-    assert columns["row"][places].tolist() == expected["rows"]
-    assert counts == {**{key: expected[key] for key in ("inside", "repeated", "k_core_rounds", "start")}, "windows": windows,
+    kept, counts = windows.slide(windows.Arrays(load, end), FIRST, end, k, min_items, step, repeats)
+    assert kept.columns["row"][kept.places].tolist() == expected["rows"]
+    assert counts == {**{key: expected[key] for key in ("inside", "repeated", "k_core_rounds", "start")}, "windows": tried,
                       "below_k": sum(expected["k_core_rounds"])}  # fmt: skip
-    assert len(calls) <= 2 + len(windows) // 2
+    assert len(calls) <= 2 + len(tried) // 2
 
 
 def test_sliding_without_a_start():
     columns = {"user": np.zeros(2, np.uint32), "item": np.zeros(2, np.uint32), "time": np.array([5, 6])}
-    _, places, counts = rules.slide(lambda *bounds: columns if bounds == (None, None) else None, None, None, 2, 0, 3, False)
-    assert places.tolist() == [0, 1] and counts["windows"] == [["-", 1]] and counts["start"] is None
+    reviews = windows.Arrays(lambda *bounds: columns if bounds == (None, None) else None, None)
+    kept, counts = windows.slide(reviews, None, None, 2, 0, 3, False)
+    assert kept.places.tolist() == [0, 1] and counts["windows"] == [["-", 1]] and counts["start"] is None
 
 
 # ---- SQL ---------------------------------------------------------------------------------------------------------------

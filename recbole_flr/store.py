@@ -1,0 +1,63 @@
+"""Results that take long to compute, stored beside the data set, and trusted only if they are whole and belong to the same inputs.
+
+A file holds tensors (safetensors, so nothing in it is executed), the fingerprint of what they were computed from, and the SHA-256 of
+the tensors themselves. A file that is damaged, or that belongs to other inputs, is written anew.
+"""
+
+import hashlib
+import json
+import os
+from logging import getLogger
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from recbole_flr.errors import first_line
+
+
+def fingerprint(*parts):
+    """SHA-256 of values that JSON can hold. Texts may hold lone surrogates."""
+    return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def stored(path, wanted, compute, what):
+    """Tensors from a file if it holds those that are wanted. Otherwise they are computed and stored there.
+
+    Args:
+        path: of the file.
+        wanted: fingerprint of all that the tensors depend on.
+        compute: function without arguments that returns a dict, name -> tensor.
+        what: name of the tensors for the log.
+
+    Returns:
+        dict, name -> tensor on the CPU.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            meta, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+        if meta.get("fingerprint") == wanted:
+            if meta.get("content") == _content(tensors):
+                return tensors
+            getLogger().warning(f"{path} is damaged and is written anew")
+    except FileNotFoundError:
+        pass
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        getLogger().warning(f"{path} cannot be read ({first_line(error)}) and is written anew")
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in compute().items()}
+    temporary = Path(f"{path}.{os.getpid()}.tmp")  # another run may write the same file
+    try:
+        save_file(tensors, temporary, {"fingerprint": wanted, "content": _content(tensors)})
+        temporary.replace(path)
+    except (SafetensorError, OSError) as error:
+        temporary.unlink(missing_ok=True)
+        getLogger().warning(f"{path} cannot be written ({first_line(error)}); {what} will be computed again next time")
+    return tensors
+
+
+def _content(tensors):
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
