@@ -88,7 +88,8 @@ class Catalog:
 
         Args:
             backbone: see :meth:`Backbone.encode`; its `end_id` is the end of title.
-            max_tokens: longer texts are cut to this many tokens; the end of title is not counted.
+            max_tokens: longer texts are cut to this many tokens; the end of title is not counted. What was appended to a title is
+                not cut off, but the title before it.
             path: of a file where the tokens of a catalogue of at least `STORED_FROM` titles are stored; the next call with the same
                 texts, tokenizer and `max_tokens` reads them there. None: they are not stored.
 
@@ -99,7 +100,7 @@ class Catalog:
         if state is None:
             found = self._tokenized(backbone, max_tokens)
         else:
-            wanted = fingerprint(state, backbone.end_id, max_tokens, self.texts[1:])
+            wanted = fingerprint(state, backbone.end_id, max_tokens, self.texts[1:], self.titles[1:])
             found = stored(path, wanted, lambda: self._tokenized(backbone, max_tokens), "the tokens of the titles")
         if cut := int(found["cut"]):
             getLogger().warning(f"{cut} of {len(self.texts) - 1} titles are longer than {max_tokens} tokens and were cut "
@@ -111,10 +112,21 @@ class Catalog:
         parts, cut = [RaggedRows.of([[]])], 0
         for first in range(1, len(self.texts), _AT_ONCE):
             rows = backbone.encode(self.texts[first : first + _AT_ONCE])
-            cut += sum(len(row) > max_tokens for row in rows)
-            parts.append(RaggedRows.of([row[:max_tokens] + [backbone.end_id] for row in rows]))
+            for number, row in enumerate(rows):
+                if len(row) > max_tokens:
+                    rows[number], cut = self._shortened(first + number, row, backbone, max_tokens), cut + 1
+            parts.append(RaggedRows.of([[*row, backbone.end_id] for row in rows]))
         rows = RaggedRows.joined(parts)
         return {"flat": rows.flat.int(), "start": rows.start, "cut": torch.tensor(cut)}
+
+    def _shortened(self, item, row, backbone, max_tokens):
+        """The tokens `row` of an item's text, cut to `max_tokens`. What was appended to its title is kept: it tells equal titles apart."""
+        appended = self.texts[item][len(self.titles[item]):]
+        if not appended:
+            return row[:max_tokens]
+        title, appended = backbone.encode([self.titles[item], appended])
+        appended = appended[-max_tokens:]  # a number stands at its end
+        return title[:max_tokens - len(appended)] + appended
 
     def texts_to_cover(self, count):
         """Smallest n such that any n texts cover at least `count` titles.

@@ -87,19 +87,33 @@ class Template:
         )
         if backbone.start_id is not None:
             head = [backbone.start_id, *head]
-        kept = titles.lengths()  # tokens of each title that its chunk keeps
-        kept[1:] -= int(not self.end_item)
-        length = kept.clone()
-        length[1:] += len(before) + len(after)
-        start = torch.cat([length.new_zeros(1), length.cumsum(0)])
-        item, place = rows_and_places(kept)
-        flat = torch.empty(int(start[-1]), dtype=torch.long)
-        flat[start[item] + (len(before) + place)] = titles.flat[titles.start[item] + place]
-        for number, token in enumerate(before):
-            flat[start[1:-1] + number] = token
-        for number, token in enumerate(after):
-            flat[start[2:] - len(after) + number] = token
-        return RaggedRows.joined([RaggedRows(flat, start), RaggedRows.of([head, tail])])
+        return RaggedRows.joined([between(titles, before, after, self.end_item), RaggedRows.of([head, tail])])
+
+
+def between(titles, before, after, keep_end):
+    """Put tokens around every title.
+
+    Args:
+        titles: RaggedRows, one row an item, each ended by the end of title; row 0 (padding) is empty and stays so.
+        before, after: lists of token ids.
+        keep_end: whether each row keeps its end of title, in front of `after`.
+
+    Returns:
+        RaggedRows with as many rows.
+    """
+    kept = titles.lengths()  # tokens of each title
+    kept[1:] -= int(not keep_end)
+    length = kept.clone()
+    length[1:] += len(before) + len(after)
+    start = torch.cat([length.new_zeros(1), length.cumsum(0)])
+    item, place = rows_and_places(kept)
+    flat = torch.empty(int(start[-1]), dtype=torch.long)
+    flat[start[item] + (len(before) + place)] = titles.flat[titles.start[item] + place]
+    for number, token in enumerate(before):
+        flat[start[1:-1] + number] = token
+    for number, token in enumerate(after):
+        flat[start[2:] - len(after) + number] = token
+    return RaggedRows(flat, start)
 
 
 @dataclass

@@ -52,7 +52,7 @@ class BIGRec(DirectWriter):
             beams = config["grounding_beams"]
             # replaced, not only passed: what a given configuration leaves open is taken from the LM's own (its penalties)
             self.backbone.lm.generation_config = GenerationConfig(
-                num_beams=beams, do_sample=False, max_new_tokens=config["max_title_tokens"] + 1,
+                num_beams=beams, do_sample=False, max_new_tokens=config["max_title_tokens"] + sum(map(len, self.marks)) + 1,
                 length_penalty=self.length_penalty if beams > 1 else None,
                 eos_token_id=self.backbone.end_id, pad_token_id=self.backbone.pad_id,
             )
@@ -77,7 +77,7 @@ class BIGRec(DirectWriter):
             prompts: B Prompts, padded on the left.
 
         Returns:
-            [B, T] token ids; what follows a title's end means nothing. T is at most max_title_tokens + 1.
+            [B, T] token ids; what follows a title's end means nothing. T is at most max_title_tokens + 1, and the marks around a title.
         """
         lm = self.backbone.lm
         ids = lm.generate(prompts.ids, attention_mask=prompts.mask.long(), generation_config=lm.generation_config)

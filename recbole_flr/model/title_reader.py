@@ -46,5 +46,5 @@ class TitleReader(TitleModel):
 
     def title_means(self):
         """Mean of the token embeddings of each item's title: [n, D]; 0 for the padding."""
-        titles, embeddings = self.collator.titles, self.backbone.lm.get_input_embeddings().weight
+        titles, embeddings = self.title_tokens, self.backbone.lm.get_input_embeddings().weight
         return nn.functional.embedding_bag(titles.flat, embeddings, titles.start[:-1], mode="mean")

@@ -14,7 +14,7 @@ from torch import nn
 
 from recbole_flr.contracts import TargetScores
 from recbole_flr.data.prefixes import prefix_sources
-from recbole_flr.data.prompt import IGNORE, Collator, Template
+from recbole_flr.data.prompt import IGNORE, Collator, Template, between
 from recbole_flr.decoding import Trie, beam_search
 from recbole_flr.errors import ConfigError
 from recbole_flr.model.backbone import build_backbone
@@ -46,6 +46,8 @@ class TitleModel(nn.Module):
 
     Attributes:
         backbone: :class:`recbole_flr.model.backbone.Backbone`.
+        title_tokens: RaggedRows of the items' titles, each ended by the end of title; row 0 (padding) is empty.
+        marks: token ids that are written before each title, and between it and its end.
         collator: :class:`recbole_flr.data.prompt.Collator` of the catalogue.
         trie: :class:`recbole_flr.decoding.Trie` of the titles.
         sharing: whether one pass over a prompt serves all rows of a training batch whose prompts are prefixes of it.
@@ -68,10 +70,12 @@ class TitleModel(nn.Module):
         titles = catalog.tokenize(self.backbone, config["max_title_tokens"], token_file(config))
         name = config["prompt"] or ("paper" if self.backbone.pretrained else "compact")
         self.text_template, self.max_title_tokens = self.template(name, config["item_noun"]), config["max_title_tokens"]
-        chunks, device = self.text_template.chunks(self.backbone, titles), config["device"]
-        self.collator = Collator(titles, chunks, self.backbone.pad_id).to(device)
+        quoted = config["title_format"] == "quoted"
+        self.marks = tuple(self.backbone.encode(['"', '"\n'])) if quoted else ([], [])
+        self.title_tokens, device = titles.to(config["device"]), config["device"]
+        self.collator = self.collator_of(titles).to(device)
         items = torch.from_numpy(catalog.by_popularity())
-        self.trie = Trie.build(titles.take(items), items.numpy()).to(device)
+        self.trie = Trie.build(self.written(titles).take(items), items.numpy()).to(device)
         self.num_beams, self.score = config["num_beams"], config["score"]
         self.length_penalty = config["length_penalty"]
         self.exact = config["decode"] == "exact"
@@ -85,6 +89,22 @@ class TitleModel(nn.Module):
     def template(name, noun):
         """The text around the titles of a prompt; see :meth:`recbole_flr.data.prompt.Template.named`."""
         return Template.named(name, noun)
+
+    def written(self, titles):
+        """What the model writes for each title: its tokens, or with `title_format: quoted` its tokens in quotes and a newline.
+
+        Args:
+            titles: RaggedRows, one row an item, each ended by the end of title; row 0 (padding) is empty.
+
+        Returns:
+            RaggedRows, each row ended by the end of title.
+        """
+        before, after = self.marks
+        return between(titles, before, [*after, self.backbone.end_id], keep_end=False) if before else titles
+
+    def collator_of(self, titles):
+        """The collator of some titles, on the CPU. RaggedRows as for :meth:`written`."""
+        return Collator(self.written(titles), self.text_template.chunks(self.backbone, titles), self.backbone.pad_id)
 
     def frozen_parameters(self):
         """Names of the parameters of a pretrained backbone that do not train: a checkpoint need not hold them.
@@ -342,9 +362,9 @@ class TitleModel(nn.Module):
 
     def sequence_collator(self):
         """Collator for whole user sequences: titles and separators only, whatever the prompt is."""
-        titles = self.collator.titles.to("cpu")
+        titles = self.title_tokens.to("cpu")
         chunks = Template.named("compact", "").chunks(self.backbone, titles)
-        return Collator(titles, chunks, self.backbone.pad_id).to(self.collator.titles.flat.device)
+        return Collator(titles, chunks, self.backbone.pad_id).to(self.title_tokens.flat.device)
 
     # search
 

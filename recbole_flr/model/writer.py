@@ -12,7 +12,6 @@ from recbole.utils import InputType
 
 from recbole_flr.contracts import LossPart, Recommender, Thinker, total_loss
 from recbole_flr.data.catalog import Catalog
-from recbole_flr.data.prompt import Collator
 from recbole_flr.decoding import item_scores
 from recbole_flr.model.titles import TitleModel, check_beams
 from recbole_flr.ragged import RaggedRows
@@ -123,10 +122,9 @@ class Writer(TitleModel, SequentialRecommender, Recommender):
     @contextmanager
     def reading(self, texts):
         """See :meth:`recbole_flr.contracts.Recommender.reading`. A text is read as the title of an item would be."""
-        before = self.collator
+        before, known = self.collator, self.title_tokens
         rows = RaggedRows.of([tokens[:self.max_title_tokens] + [self.backbone.end_id] for tokens in self.backbone.encode(texts)])
-        titles = RaggedRows.joined([before.titles.to("cpu"), rows])
-        self.collator = Collator(titles, self.text_template.chunks(self.backbone, titles), before.pad).to(self.device)
+        self.collator = self.collator_of(RaggedRows.joined([known.to("cpu"), rows])).to(self.device)
         try:
             yield
         finally:

@@ -105,6 +105,15 @@ def test_tokenize_ends_every_title_and_cuts_long_ones(caplog, monkeypatch, at_on
     assert not caplog.text
 
 
+def test_a_cut_keeps_what_tells_equal_titles_apart():
+    catalog = Catalog(["", "a bb ccc", "a bb ccc", "a bb ccc", "a bb ccc"], [None, "xxxxx yyyyyyy", "", None, "v wwww xxxxx yyyyyy"])
+    assert catalog.texts[1:] == ["a bb ccc (xxxxx yyyyyyy)", "a bb ccc", "a bb ccc (2)", "a bb ccc (v wwww xxxxx yyyyyy)"]
+    backbone = SimpleNamespace(encode=words, end_id=0)
+    tokens = [catalog.tokenize(backbone, 3).row(item) for item in range(5)]
+    assert tokens == [[], [1, 6, 8, 0], [1, 2, 3, 0], [1, 2, 3, 0], [4, 5, 7, 0]]
+    assert catalog.tokenize(backbone, 2).row(3) == [1, 3, 0] and catalog.tokenize(backbone, 1).row(4) == [7, 0]
+
+
 def backbone_of(state="one", end_id=0, calls=None):
     """A backbone of `words` with a name for its tokenizer; counts its calls."""
     def encode(texts):

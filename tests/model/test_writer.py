@@ -7,6 +7,7 @@ import torch
 from conftest import draw_weights
 
 from recbole_flr.contracts import LossPart, total_loss
+from recbole_flr.data.prompt import IGNORE
 from recbole_flr.model.titles import best_children
 from recbole_flr.training.reinforcement import LatentGRPO
 
@@ -23,6 +24,37 @@ def writer(build):
         return config, draw_weights(model, std=0.2).double().eval(), rows[torch.arange(6)]
 
     return make
+
+
+# what is written
+
+
+@pytest.mark.parametrize("prompt", ["compact", "paper"])
+@torch.no_grad()
+def test_quoted_titles_are_written_and_ranked(writer, prompt):
+    """`title_format: quoted`: each target is the title in quotes and a newline; the ranking is that of full passes over them."""
+    _, model, rows = writer("LatentR3", title_format="quoted", prompt=prompt, num_beams=60)
+    _, plain, _ = writer("LatentR3", prompt=prompt)
+    items = torch.arange(1, model.n_items)
+    ids, labels = model.collator.targets(items)
+    for item, row, label in zip(items, ids, labels):
+        written = row[label != IGNORE].tolist()
+        assert written[-1] == model.backbone.end_id
+        assert model.backbone.tokenizer.decode(written[:-1]) == f'"{model.catalog.texts[item]}"\n'
+    assert torch.equal(model.prompts(rows["item_id_list"], rows["item_length"]).ids,
+                       plain.prompts(rows["item_id_list"], rows["item_length"]).ids)
+    scores, thought = model.full_sort_predict(rows), model.think(model.read_context(rows))
+    assert ((scores > -torch.inf).sum(1) >= model.top_items).all()
+    for item in items:
+        reached = scores[:, item] > -torch.inf
+        torch.testing.assert_close(scores[reached, item], model.title_log_probs(thought, item.expand(len(rows)))[reached])
+
+
+def test_free_text_may_be_as_long_as_a_quoted_title(build):
+    plain, quoted = (build("BIGRec", grounding="embedding", max_title_tokens=6, title_format=kind)[1] for kind in ("plain", "quoted"))
+    around = [len(tokens) for tokens in quoted.backbone.encode(['"', '"\n'])]
+    assert plain.backbone.lm.generation_config.max_new_tokens == 7
+    assert quoted.backbone.lm.generation_config.max_new_tokens == 7 + sum(around) == quoted.collator.titles.lengths().max()
 
 
 # the loss
