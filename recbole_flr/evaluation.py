@@ -21,23 +21,25 @@ METRICS = {  # of ranks that count from 1
 }
 
 
-def title_ranks(scores, title_ids, targets):
-    """Rank of each target's title among all titles. A title's score is that of its best item.
+def title_ranks(scores, title_ids, targets, count):
+    """Rank of each target's title among all titles. A title's score is that of its best item. Ties are broken as for items.
 
     Args:
         scores: [P, n_items].
         title_ids: [n_items] int64, 0 for padding.
         targets: [P] item ids.
+        count: K.
 
     Returns:
-        [P] int64 from 1. Ties count against the target. A title that was not reached (-inf) has rank n_items + 1, beyond any cut-off.
+        [P] int64 from 1, as those of :func:`item_ranks`. They are the same if each item has a title of its own.
     """
     n_titles = int(title_ids.max()) + 1
     best = scores.new_full((len(scores), n_titles), -math.inf)
     best = best.scatter_reduce(1, title_ids.expand(len(scores), -1), scores, reduce="amax")
-    target = best.gather(1, title_ids[targets].unsqueeze(1))
-    above = (best[:, 1:] >= target).sum(1)
-    return torch.where(target.squeeze(1) == -math.inf, scores.shape[1] + 1, above)
+    best[:, 0] = -math.inf
+    ranks = item_ranks(best, title_ids[targets], best.topk(min(count, n_titles), dim=-1).indices)
+    unreached = best.gather(1, title_ids[targets].unsqueeze(1)).squeeze(1) == -math.inf
+    return torch.where(unreached, scores.shape[1] + 1, ranks)  # no hit, however few the titles are
 
 
 def item_ranks(scores, targets, top_items):
@@ -82,7 +84,7 @@ class RankCollector(Collector):
             "top_items": top_items, "top_scores": top_scores,
         }
         if self.title_ids is not None:
-            part["title_rank"] = title_ranks(scores, self.title_ids, target)
+            part["title_rank"] = title_ranks(scores, self.title_ids, target, max(self.topk))
             self.data_struct.update_tensor(TITLE_RANK, part["title_rank"])
         self._rows += len(scores_tensor)
         self._parts.append({name: value.cpu() for name, value in part.items()})

@@ -17,13 +17,22 @@ DISTINCT = torch.arange(N_ITEMS)
 SHARED = torch.tensor([0] + [1 + item % 11 for item in range(N_ITEMS - 1)])
 
 
-def plain_rank(scores, title_ids, target):
-    """The rank that the definition gives: 1 for the best title. A tie counts against the target. -inf ranks behind all items."""
+def plain_ranks(scores, title_ids, target):
+    """The best and the worst rank that equal scores leave to the target's title, from 1; None if it was not reached."""
     best = {}
     for item in range(1, len(scores)):
         best[title_ids[item]] = max(best.get(title_ids[item], -INF), scores[item])
     mine = best.pop(title_ids[target])
-    return len(scores) + 1 if mine == -INF else 1 + sum(score >= mine for score in best.values())
+    if mine == -INF:
+        return None, None
+    return 1 + sum(score > mine for score in best.values()), 1 + sum(score >= mine for score in best.values())
+
+
+def only_rank(scores, title_ids, target):
+    """The rank where no scores are equal."""
+    least, most = plain_ranks(scores, title_ids, target)
+    assert least == most
+    return len(scores) + 1 if least is None else least
 
 
 @settings(deadline=None, max_examples=200)
@@ -37,24 +46,46 @@ def test_title_ranks_are_the_plain_loop(data):
     scores = data.draw(st.lists(st.lists(few, min_size=items, max_size=items), min_size=1, max_size=4))
     scores = [[-INF, *row] for row in scores]
     targets = data.draw(st.lists(st.integers(1, items), min_size=len(scores), max_size=len(scores)))
-    ranks = title_ranks(torch.tensor(scores), torch.tensor(title_ids), torch.tensor(targets))
-    assert ranks.tolist() == [plain_rank(row, title_ids, target) for row, target in zip(scores, targets)]
+    count = data.draw(st.integers(1, items))
+    ranks = title_ranks(torch.tensor(scores), torch.tensor(title_ids), torch.tensor(targets), count)
+    for rank, row, target in zip(ranks.tolist(), scores, targets):
+        least, most = plain_ranks(row, title_ids, target)
+        if least is None:  # not reached
+            assert rank == items + 2
+        elif least > count:
+            assert rank == least
+        else:  # equal scores share the places from least to most; those beyond the count are no places of the top-k
+            assert least <= rank <= min(most, count) or rank == count + 1 <= most
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_titles_of_one_item_each_have_the_ranks_of_the_items(data):
+    """Ties included: one rule serves both."""
+    items, count = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 10))
+    few = st.sampled_from([-INF, -1.0, 0.0, 3.0])
+    scores = torch.tensor([[-INF, *data.draw(st.lists(few, min_size=items, max_size=items))] for _ in range(3)])
+    targets = torch.tensor(data.draw(st.lists(st.integers(1, items), min_size=3, max_size=3)))
+    top = scores.topk(min(count, items + 1), dim=-1).indices
+    own = scores.gather(1, targets.unsqueeze(1)).squeeze(1)
+    expected = torch.where(own == -INF, items + 2, item_ranks(scores, targets, top))
+    assert title_ranks(scores, torch.arange(items + 1), targets, count).tolist() == expected.tolist()
 
 
 def test_the_other_item_of_the_title_counts():
     scores = torch.tensor([[-INF, 1.0, 5.0, 3.0]])
-    assert title_ranks(scores, torch.tensor([0, 1, 2, 1]), torch.tensor([1])).tolist() == [2]  # 3 of item 3, below 5
-    assert title_ranks(scores, torch.tensor([0, 1, 1, 2]), torch.tensor([1])).tolist() == [1]  # 5 of item 2
+    assert title_ranks(scores, torch.tensor([0, 1, 2, 1]), torch.tensor([1]), 5).tolist() == [2]  # 3 of item 3, below 5
+    assert title_ranks(scores, torch.tensor([0, 1, 1, 2]), torch.tensor([1]), 5).tolist() == [1]  # 5 of item 2
 
 
 def test_the_padding_is_no_title():
     scores = torch.tensor([[9.0, 1.0, 0.0]])
-    assert title_ranks(scores, torch.tensor([0, 1, 2]), torch.tensor([1])).tolist() == [1]
+    assert title_ranks(scores, torch.tensor([0, 1, 2]), torch.tensor([1]), 5).tolist() == [1]
 
 
 def test_what_was_not_reached_is_no_hit_however_few_the_titles():
     scores = torch.full((1, 11), -INF)  # ten items, so RecBole takes topk 10, but one title
-    assert title_ranks(scores, torch.tensor([0] + 10 * [1]), torch.tensor([4])).item() > 11
+    assert title_ranks(scores, torch.tensor([0] + 10 * [1]), torch.tensor([4]), 5).item() > 11
 
 
 def batches(seed, sizes=(7, 1, 24)):
@@ -98,7 +129,7 @@ def test_the_metrics_of_recbole_are_untouched(config):
 
 def test_shared_titles_against_the_formula(config):
     result = evaluate(config, 1, RankCollector(config, SHARED), TitleEvaluator(config))
-    ranks = [plain_rank(row.tolist(), SHARED.tolist(), target)
+    ranks = [only_rank(row.tolist(), SHARED.tolist(), target)
              for scores, targets in batches(1) for row, target in zip(scores, targets.tolist())]
     for k in (1, 5, 10):
         assert result[f"title_hit@{k}"] == pytest.approx(sum(r <= k for r in ranks) / len(ranks), abs=2e-9)
@@ -121,7 +152,7 @@ def test_rows_with_several_targets_or_none(config):
     scores, _ = next(batches(4))
     rows, targets = torch.tensor([3, 0, 3]), torch.tensor([5, 6, 7])
     collector.eval_batch_collect(scores, None, rows, targets)
-    expected = [plain_rank(scores[row].tolist(), DISTINCT.tolist(), t) for row, t in zip(rows, targets.tolist())]
+    expected = [only_rank(scores[row].tolist(), DISTINCT.tolist(), t) for row, t in zip(rows, targets.tolist())]
     assert collector.get_data_struct()[TITLE_RANK].tolist() == expected
 
 

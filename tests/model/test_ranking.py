@@ -171,12 +171,12 @@ def test_title_metrics_are_those_of_the_whole_ranking(build, tiny_data, options)
         found, every = model.full_sort_predict(rows), model.full_sort_predict(rows, top=model.n_items)
     for title in range(1, model.n_items):
         target = torch.full((len(rows),), title)
-        ranks, expected = title_ranks(found, ids, target), title_ranks(every, ids, target)
+        ranks, expected = title_ranks(found, ids, target, 4), title_ranks(every, ids, target, 4)
         assert torch.equal(ranks[expected < 4], expected[expected < 4]) and ((ranks < 4) == (expected < 4)).all()
     if not options:  # the four best texts would not be enough
         with torch.no_grad():
             few = model.full_sort_predict(rows, top=4)
         assert any(
-            ((title_ranks(few, ids, target) < 4) != (title_ranks(every, ids, target) < 4)).any()
+            ((title_ranks(few, ids, target, 4) < 4) != (title_ranks(every, ids, target, 4) < 4)).any()
             for target in torch.arange(1, model.n_items).unsqueeze(1).expand(-1, len(rows))
         )
