@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PROPERTIES = ["recbole_flr.properties", "recbole_flr.properties.model", "recbole_flr.properties.dataset",
-              "recbole_flr.properties.search"]
+              "recbole_flr.properties.presets", "recbole_flr.properties.search"]
 
 setup(
     name="recbole_flr",

@@ -193,8 +193,8 @@ def properties_folder():
 
 
 def declaring_files():
-    """List all yaml files of the plug-in that declare options: those in properties/ but for the ranges in properties/search/."""
-    return sorted(path for path in properties_folder().rglob("*.yaml") if path.parent.name != "search")
+    """List all yaml files of the plug-in that declare options: those in properties/ but for search/ (ranges) and presets/ (values)."""
+    return sorted(path for path in properties_folder().rglob("*.yaml") if path.parent.name not in ("search", "presets"))
 
 
 def option_files(model, dataset=None, shared=(), split_files=False):

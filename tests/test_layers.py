@@ -44,6 +44,7 @@ LAYERS = [  # from the command line down to what all share
     ["model.writer", "model.counted", "model.title_reader"],
     ["training.warmup", "training.reinforcement", "training.mixture", "training.self_supervised"],
     ["training.supervised"],
+    ["training.schedule"],
     ["training.stage", "training.grpo", "training.lock", "training.untrained", "model.titles"],
     ["training.checkpoint", "model.tree", "model.item_encoder"],
     ["model.reasoner"],

@@ -73,8 +73,27 @@ def group_advantage(rewards, eps=1e-6):
     return above / (above.norm(dim=1, keepdim=True) + eps)
 
 
+def pair_advantage(rewards, eps=1e-6):
+    """LatentR3's: of each two groups, the baseline is the mean of their noise-free rewards, the scale the L2 norm over both.
+
+    Its published code computes advantages over two processes with a group each, and then adds up the gradients of 16 such pairs. A
+    last group without a second one is by itself.
+
+    Args:
+        rewards: [B, G], the first member without noise.
+
+    Returns:
+        [B, G].
+    """
+    def of_pair(pair):
+        above = pair - pair[:, 0].mean()
+        return above / (above.norm() + eps)
+
+    return torch.cat([of_pair(pair) for pair in rewards.split(2)])
+
+
 def batch_advantage(rewards, eps=1e-6):
-    """LatentR3's: baseline is the mean noise-free reward of the batch, scale the L2 norm over the batch.
+    """LatentR3's for a larger batch: baseline is the mean noise-free reward of the batch, scale the L2 norm over the batch.
 
     With several processes (torch.distributed) the batch is that of all of them.
 

@@ -8,9 +8,10 @@ class MixtureTraining(Supervised):
 
     def loader(self, train_data):
         """RecBole's rows; in batches of similar prompt length if the model reads titles."""
-        return super().loader(train_data) if self.model.reader.reads_text else train_data
+        return super().loader(train_data) if self.model.reader.reads_text else self.counted(train_data)
 
     def begin_epoch(self, epoch):
         """In the second half of the epochs the gate is asked more and more to decide."""
+        super().begin_epoch(epoch)
         half = self.epochs / 2
         self.model.sharpness = min(max((epoch - half) / half, 0.0), 1.0)

@@ -17,13 +17,13 @@ import torch
 from recbole_flr.contracts import LossPart
 from recbole_flr.data.batching import LengthBatches, Repeated
 from recbole_flr.training import grpo
-from recbole_flr.training.stage import Stage
+from recbole_flr.training.schedule import Scheduled
 
 # defaults of options that are null: they depend on the option `grpo`
-NOISE = {"flr": "relative", "latentr3": "absolute"}
+NOISE = {"flr": "relative", "latentr3": "absolute", "latentr3_batch": "absolute"}
 SCALE = {"relative": 0.3, "absolute": 1.5}
-RATIO = {"flr": "latent", "latentr3": "token"}
-KL = {"flr": 0.01, "latentr3": 0.0}
+RATIO = {"flr": "latent", "latentr3": "token", "latentr3_batch": "token"}
+KL = {"flr": 0.01, "latentr3": 0.0, "latentr3_batch": 0.0}
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Rollout:
     reference: torch.Tensor | None = None
 
 
-class LatentGRPO(Stage):
+class LatentGRPO(Scheduled):
     """Rewards thoughts that make the right item more likely. See `properties/latent.yaml` for its options.
 
     The stage goes on from a trained model: the weights before the stage are the reference, and the better weights are kept.
@@ -80,7 +80,7 @@ class LatentGRPO(Stage):
         batches = LengthBatches(
             train_data, lengths, shuffle=self.config["shuffle"], batch_size=self.option("batch_size"), rows=self.option("rows")
         )
-        return Repeated(batches, self.updates)
+        return self.counted(Repeated(batches, self.updates))
 
     def enter(self):
         """Freeze the encoder and keep the present reasoner as the reference."""
@@ -155,9 +155,9 @@ class LatentGRPO(Stage):
     @torch.no_grad()
     def _judge(self, rollout, scores):
         """Set the advantages from the rewards of the old policy's members."""
-        if self.kind == "latentr3":
+        if self.kind != "flr":
             rewards = grpo.minus_perplexity(rollout.old, scores.mask)
-            rollout.advantages = grpo.batch_advantage(rewards)
+            rollout.advantages = (grpo.pair_advantage if self.kind == "latentr3" else grpo.batch_advantage)(rewards)
         else:
             rewards = scores.reward
             if rewards is None:

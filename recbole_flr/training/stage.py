@@ -78,6 +78,9 @@ class Stage:
         """The learning rate of an epoch (from 0)."""
         return self.learning_rate
 
+    def before_step(self, optimizer):
+        """Called before each step of the optimizer, which may get another learning rate."""
+
     def losses(self, batch):
         """Parts of the loss of a batch: name -> :class:`recbole_flr.contracts.LossPart`."""
         return {"loss": LossPart(self.model.calculate_loss(batch))}

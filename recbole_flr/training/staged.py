@@ -68,6 +68,7 @@ class StagedTrainer(SafeCheckpoints, Trainer):
             parameter.requires_grad_(parameter in self._trainable)
         stage.enter()
         self.optimizer = self._build_optimizer(params=[p for p in self.model.parameters() if p.requires_grad])
+        self.optimizer.register_step_pre_hook(lambda optimizer, *_: stage.before_step(optimizer))
 
     def _started_from(self):
         """The name of the model that the first stage starts from: the model's last validated stage before it, or `start`."""

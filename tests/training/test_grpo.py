@@ -82,6 +82,14 @@ def test_batch_advantage_by_hand():
     assert grpo.batch_advantage(torch.full((3, 4), -2.0)).eq(0).all()
 
 
+def test_pair_advantage_by_hand():
+    """The first two groups are those of the test above. The third has no second one: its own noise-free reward is the baseline."""
+    rewards = torch.tensor([[-2.0, -5.0], [-4.0, -3.0], [-1.0, -3.0]], dtype=D)
+    expected = torch.tensor([[1 / math.sqrt(6), -2 / math.sqrt(6)], [-1 / math.sqrt(6), 0], [0, -1]], dtype=D)
+    torch.testing.assert_close(grpo.pair_advantage(rewards, eps=1e-12), expected)
+    assert grpo.pair_advantage(torch.full((3, 4), -2.0)).eq(0).all()
+
+
 def _one_of_two_processes(rank, folder, rewards):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     part = rewards[:1] if rank == 0 else rewards[1:]

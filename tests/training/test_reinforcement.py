@@ -114,8 +114,12 @@ class FullPasses:
             self.advantage = above / (above.square().sum(1, keepdim=True).sqrt() + 1e-6)
         else:
             self.reward = -(-confidence).exp()
-            above = self.reward - self.reward[:, 0].mean()
-            self.advantage = above / (above.square().sum().sqrt() + 1e-6)
+            together, found = groups if self.stage.kind == "latentr3_batch" else 2, []
+            for first in range(0, groups, together):
+                part = self.reward[first:first + together]
+                above = part - part[:, 0].mean()
+                found.append(above / (above.square().sum().sqrt() + 1e-6))
+            self.advantage = torch.cat(found)
 
     def loss(self):
         """The loss of a step with the model's present reasoner."""
@@ -148,7 +152,7 @@ def gradients(model, loss):
 
 @pytest.mark.parametrize("model_name, options", [
     ("FLR", {"grpo_ratio": "token"}), ("FLR", {"grpo_ratio": "token", "num_refinements": 3, "group_size": 2}),
-    ("FLR", {"grpo_ratio": "token", "clip_low": 0.0, "clip_high": 0.01}), ("FLR", {"grpo": "latentr3"}),
+    ("FLR", {"grpo_ratio": "token", "clip_low": 0.0, "clip_high": 0.01}), ("FLR", {"grpo": "latentr3"}), ("FLR", {"grpo": "latentr3_batch"}),
     ("LatentR3", {}), ("LatentR3", {"grpo": "flr", "grpo_ratio": "token"}),
 ])
 def test_shared_prompt_equals_repeated_prompts(grpo_stage, model_name, options):
