@@ -26,21 +26,43 @@ from benchmarks.harness import parser, surroundings, write_json
 from benchmarks.raw_reviews import SEED, write_ratings
 
 REVIEWS_AN_ITEM = 60
+ENGINES = ("duckdb", "ibis", "spark")
 WINDOWS = {"window": {"start": "2015-01-01", "end": "2017-07-01"}, "everything": {"start": None, "end": None}}
 
 
-def convert(folder, size, window, memory_limit, engine):
+def with_duckdb(**arguments):
+    """A conversion without an engine."""
+    from dataset_scripts.convert import convert
+
+    return convert(**arguments)
+
+
+def with_ibis(**arguments):
+    """A conversion with the expressions of the engine on Ibis' DuckDB, to measure what Ibis costs."""
+    import ibis
+
+    from dataset_scripts import engine
+
+    engine.connect = ibis.duckdb.connect
+    return with_spark(**arguments)
+
+
+def with_spark(**arguments):
+    """A conversion with PySpark."""
+    return with_duckdb(engine="spark", **arguments)
+
+
+def measure_size(folder, size, window, memory_limit, engine):
     """Makes the raw files of one size in a folder, converts them, and removes all. Returns a dict of figures."""
     raw = Path(folder) / str(size)
     raw.mkdir()
     begin = time.perf_counter()
     reviews, meta = write_ratings(raw, size, max(size // REVIEWS_AN_ITEM, 1))
     made = time.perf_counter() - begin
-    arguments = {"reviews": str(reviews), "name": "made", "out": str(raw / "out"), "meta": str(meta), "min_items": 0,
+    out = raw / "out"
+    arguments = {"reviews": str(reviews), "name": "made", "out": str(out), "meta": str(meta), "min_items": 0,
                  "memory_limit": memory_limit, **WINDOWS[window]}  # fmt: skip
-    if engine != "duckdb":
-        arguments["engine"] = engine
-    found = measure("ours", arguments, raw, disk=raw / "out")
+    found = measure(engine, arguments, raw, out, {name: ("benchmarks.conversion", f"with_{name}") for name in ENGINES})
     report = found.pop("report")
     figures = {key: report[key] for key in ("lines", "kept", "users", "items", "train", "disk_tables", "disk_output", "outputs")}
     result = {"reviews": size, "raw_bytes": reviews.stat().st_size, "seconds_to_make": made, **found, **figures}
@@ -56,17 +78,18 @@ def main(arguments=None):
     command.add_argument("--sizes", type=sizes, default="1000000,3000000,10000000", help="numbers of reviews, with commas")
     command.add_argument("--everything", action="store_true", help="keep all reviews that the 5-core keeps; no window")
     command.add_argument("--memory-limit", default="200MB", help="of the conversion (default: 200MB)")
-    command.add_argument("--engine", default="duckdb", choices=("duckdb", "spark"), help="of the conversion (default: duckdb)")
+    command.add_argument("--engine", default="duckdb", choices=ENGINES, help="of the conversion; ibis: the expressions for "
+                         "spark on DuckDB (default: duckdb)")
     command.add_argument("--folder", type=Path, help="where the files are made and removed again (default: a temporary folder)")
     given = command.parse_args(arguments)
     window = "everything" if given.everything else "window"
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         results = []
         for size in given.sizes:
-            results.append(convert(folder, size, window, given.memory_limit, given.engine))
+            results.append(measure_size(folder, size, window, given.memory_limit, given.engine))
             show(results)
     report = {"command": " ".join(["python -m benchmarks.conversion", *arguments]), "seed": SEED, **surroundings(PACKAGES),
-              "results": results}  # fmt: skip
+              "settings": {"engine": given.engine, "memory_limit": given.memory_limit, "window": window}, "results": results}  # fmt: skip
     write_json(given.json, report)
     return report
 

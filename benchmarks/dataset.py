@@ -68,14 +68,15 @@ with open(result, "w") as handle:
 # measures
 
 
-def measure(version, arguments, folder, disk=None):
+def measure(version, arguments, folder, disk=None, versions=VERSIONS):
     """Runs one version in a fresh process.
 
     Args:
-        version: a key of `VERSIONS`.
+        version: a key of `versions`.
         arguments (dict): keyword arguments of the version, without objects that JSON cannot hold.
         folder: for a temporary file.
         disk: Path of a folder whose size is watched, or None.
+        versions (dict): name -> module and function.
 
     Returns:
         dict: `seconds`, `cpu_seconds`, `peak_bytes`, `peak_own_bytes` (None where /proc is missing), `peak_disk_bytes` of the folder
@@ -85,7 +86,7 @@ def measure(version, arguments, folder, disk=None):
         RuntimeError: the process failed.
     """
     result = Path(folder) / "result.json"
-    process = subprocess.Popen([sys.executable, "-c", CHILD, *VERSIONS[version], json.dumps(arguments), result], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-c", CHILD, *versions[version], json.dumps(arguments), result], cwd=ROOT)
     own = on_disk = 0
     while process.poll() is None:
         try:
