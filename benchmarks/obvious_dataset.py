@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.obvious_lines import (
     AMAZON, AMAZON_META, EPOCH, UTC, clean_title, id_of, lines_of, microseconds_of, number_of, read_items, recognise,
-    to_micros, written_id,
+    stripped, to_micros, written_id,
 )  # fmt: skip
 from recbole_flr.data.atomic import escape
 from recbole_flr.errors import DataError
@@ -33,7 +33,7 @@ USER, ITEM, TIME, RATING = range(4)  # of a review; times in microseconds
 def obvious(reviews, name, out="dataset", *, meta=None, columns=None, meta_columns=None, time_unit="auto", start="default",
             end="default", k=5, min_items=None, step_months=3, max_history=10, ratios=(0.8, 0.1, 0.1), split="ratio",
             min_rating=None, drop_repeats=False, max_title_words=20, min_title_chars=2,
-            drop_markup_titles=False):  # fmt: skip
+            drop_markup_titles=False, titles=None):  # fmt: skip
     """Converts one data set. The arguments are those of `dataset_scripts.convert.convert` (not all of them).
 
     Returns:
@@ -58,7 +58,8 @@ def obvious(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
         return clean_title(text, max_title_words, min_title_chars, drop_markup_titles)
 
     source = (reviews, roles) if meta is None else (meta, meta_columns)
-    catalogue, meta_lines, meta_malformed = read_items(*source, usable_title)
+    titles = titles or ("published" if columns is None and roles["item"] == "asin" else "first")
+    catalogue, meta_lines, meta_malformed = read_items(*source, usable_title, titles)
     report = dict(lines=0, malformed=0, malformed_lines=[], bad_ids=0, bad_times=0, without_title=0, low_rating=0)
     units = Counter()
     rows = []  # (user, item, time, rating)
@@ -90,6 +91,9 @@ def obvious(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
 
     rows, of_window = _slide(rows, _moment(start), _moment(end), k, min_items, step_months, drop_repeats)
     report.update(of_window)
+    for _ in report["windows"][1:] if titles == "published" else ():
+        for values in catalogue.values():
+            values["title"] = stripped(values["title"])
     samples = _samples(rows, max_history)
     parts = _leave_one_out(samples) if split == "leave-one-out" else _cut(samples, ratios)
     for part, ratio in zip(parts, ratios if split == "ratio" else (1, 1, 1)):
@@ -99,11 +103,11 @@ def obvious(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
     users, items = {row[USER] for row in rows}, {row[ITEM] for row in rows}
     written = {raw: written_id(raw) for raw in users | items}
     kept_items = {item: values for item, values in catalogue.items() if item in items}
-    titles = Counter(values["title"] for values in kept_items.values())
+    named = Counter(values["title"] for values in kept_items.values())
     report["escaped_ids"] = sum(written[raw] != raw for ids in (users, items) for raw in ids)
     report.update(kept=len(rows), users=len(users), items=len(items), density=len(rows) / (len(users) * len(items)))
     report.update(first=_iso(min(row[TIME] for row in rows)), last=_iso(max(row[TIME] for row in rows)))
-    report.update(distinct_titles=len(titles), items_sharing_title=sum(n for n in titles.values() if n > 1))
+    report.update(distinct_titles=len(named), items_sharing_title=sum(n for n in named.values() if n > 1))
     report.update(train=len(parts[0]), valid=len(parts[1]), test=len(parts[2]))
     report.update(meta=meta_lines, meta_malformed=meta_malformed)
 

@@ -94,19 +94,21 @@ def recognise(path, schemas):
     raise DataError(f"{path}: no line has one of the keys {', '.join(schemas)}")
 
 
-def read_items(path, roles, usable_title):
+def read_items(path, roles, usable_title, titles="first"):
     """Reads the metadata.
 
     Args:
         path: the file.
         roles (dict): role -> key.
         usable_title (callable): raw title -> title, or None if it is not usable.
+        titles: `first`: the first line of an item with a usable title counts. `published`: the last one, and items with a line
+            without one are left out.
 
     Returns:
-        tuple: a dict item -> dict of title, brand, categories and price, from the first line of the item with a usable title; the
-        number of lines; the number of malformed lines.
+        tuple: a dict item -> dict of title, brand, categories and price, in the order of the lines that count; the number of lines; the
+        number of malformed lines.
     """
-    catalogue, count, malformed = {}, 0, 0
+    catalogue, count, malformed, without = {}, 0, 0, set()
     for _, line in lines_of(path):
         count += 1
         try:
@@ -115,14 +117,19 @@ def read_items(path, roles, usable_title):
             malformed += 1
             continue
         title = usable_title(line.get(roles["title"]))
-        if title is None or item in catalogue:
+        if title is None:
+            without.add(item)
+        if title is None or (titles == "first" and item in catalogue):
             continue
+        catalogue.pop(item, None)  # a later line stands later
         catalogue[item] = {
             "title": title,
             "brand": clean_brand(line.get(roles.get("brand"))),
             "categories": clean_categories(line.get(roles.get("category"))),
             "price": clean_price(line.get(roles.get("price"))),
         }
+    if titles == "published":
+        catalogue = {item: values for item, values in catalogue.items() if item not in without}
     return catalogue, count, malformed
 
 
@@ -181,12 +188,17 @@ def written_id(raw):
     return re.sub(UNREADABLE + "|%", lambda match: quote(match[0], safe="", errors="surrogatepass"), raw)
 
 
+def stripped(title):
+    """A title without entities, outer blanks and outer quotes."""
+    return title.replace("&quot;", '"').replace("&amp;", "&").strip(" ").strip('"')
+
+
 def clean_title(raw, max_words=20, min_chars=2, drop_markup=False):
     """The title of an item, or None if it has no usable one."""
     raw = text_of(raw)
     if raw is None or "<span id" in raw or (drop_markup and "<span" in raw):
         return None
-    title = raw.replace("&quot;", '"').replace("&amp;", "&").strip(" ").strip('"')
+    title = stripped(raw)
     if len(title) < min_chars or not title.strip() or (max_words and len(title.split(" ")) > max_words):
         return None
     return _writable(title)

@@ -17,7 +17,9 @@ of work, so that the published splits come out row by row. Other files have no w
 2. Titles. Reviews of items without a usable title are dropped. A raw title that is missing or contains `<span id` is not
    usable. Otherwise `&quot;` and `&amp;` are unescaped, then blanks and then quotes are stripped from both ends. The result is
    not usable if it has one character, nothing but white space, or more than 20 pieces between single blanks. If an item has
-   several metadata lines, the first with a usable title counts.
+   several metadata lines, the first with a usable title counts (`titles="first"`). With `titles="published"`, as in the published
+   script, the last one counts, and the item is dropped if any of its lines has no usable title; and titles are unescaped and
+   stripped once more each time the window slides (rule 6). That is the default for Amazon's files of 2018.
 3. Ratings. Reviews below `min_rating` are dropped, if that option is given.
 4. Window. Reviews with start <= time <= end are kept. Both bounds are midnight UTC; like the published script, this keeps a
    review at the very end. Repeated reviews of an item by the same user stay, unless `drop_repeats` keeps the first only.
@@ -49,9 +51,10 @@ from dataset_scripts.output import PARTS, write_set
 from dataset_scripts.reading import mean_id_bytes
 from dataset_scripts.report import print_counts, print_report
 from dataset_scripts.roles import ITEM_ROLES, REVIEW_ROLES, ROLES, check_columns
+from dataset_scripts.rules import TITLES
 from dataset_scripts.sources import FORMATS, listed, recognise
 from dataset_scripts.sql import literal
-from dataset_scripts.tables import encoding_hint, keep_reviews, load_items, load_reviews
+from dataset_scripts.tables import clean_again, encoding_hint, keep_reviews, load_items, load_reviews
 from dataset_scripts.writing import write_lines
 from recbole_flr.data.atomic import staged
 from recbole_flr.errors import ConfigError, DataError, FLRError
@@ -64,8 +67,8 @@ _NOT_REPORTED = ("reviews", "meta", "out", "show_progress", "memory_limit", "eng
 def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_columns=None, format="auto", meta_format="auto",
             delimiter=None, quote='"', encoding="utf-8", time_unit="auto", time_format=None, start="default", end="default", k=5,
             min_items=None, step_months=3, max_history=10, ratios=(0.8, 0.1, 0.1), split="ratio", min_rating=None,
-            drop_repeats=False, max_title_words=20, min_title_chars=2, drop_markup_titles=False, memory_limit="200MB",
-            engine="duckdb", show_progress=False):  # fmt: skip
+            drop_repeats=False, max_title_words=20, min_title_chars=2, drop_markup_titles=False, titles=None,
+            memory_limit="200MB", engine="duckdb", show_progress=False):  # fmt: skip
     """Converts one data set by the rules at the top of this module.
 
     Writes into the folder `<out>/<name>`; all files, or none if anything fails:
@@ -102,6 +105,7 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
         min_rating: drop reviews with a lower rating.
         drop_repeats: keep only the first of several reviews of an item by the same user inside the window.
         max_title_words, min_title_chars, drop_markup_titles: the title rule; words 0: no limit.
+        titles: `first` or `published`, see rule 2; None: `published` for Amazon's files of 2018, else `first`.
         memory_limit: memory for DuckDB's tables; larger ones go to disk, next to the output.
         engine: `duckdb`, or `spark` for rules 4 to 8 on PySpark; both write the same files. See `dataset_scripts.engine`.
         show_progress: show progress bars on stderr.
@@ -125,8 +129,9 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
     folder = Path(out) / name
     check_files(reviews, meta, [folder / f"{name}.{kind}" for kind in KINDS])
     check_encoding(encoding)
-    if engine not in ENGINES:
-        raise ConfigError(f"engine is {engine!r}; expected {' or '.join(ENGINES)}")
+    for option, value, allowed in (("engine", engine, ENGINES), ("titles", titles, (None, *TITLES))):
+        if value not in allowed:
+            raise ConfigError(f"{option} is {value!r}; expected {' or '.join(filter(None, allowed))}")
     report = {}
     try:
         with staged(folder) as temporary, Database(temporary / "spill", memory_limit) as database, ExitStack() as copies:
@@ -134,7 +139,8 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
             if codecs.lookup(encoding).name != "utf-8":
                 reviews, meta = (copies.enter_context(in_utf8(path, temporary / "utf8", encoding, originals))
                                  for path in (reviews, meta))
-            log, items = _sources(reviews, meta, columns, meta_columns, format, meta_format, delimiter, quote)
+            log, items, release = _sources(reviews, meta, columns, meta_columns, format, meta_format, delimiter, quote)
+            titles = titles or ("published" if release == "amazon-2018" else "first")
             if min_rating is not None and "rating" not in log[1]:
                 raise ConfigError(f"min_rating is {min_rating}, but columns has no rating; add rating=COLUMN")
             for source, roles in (log, items):
@@ -142,20 +148,21 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
             _check_time_format(database, time_format)
             title_rule = {"max_words": max_title_words, "min_chars": min_title_chars, "drop_markup": drop_markup_titles}
             disk_needed = _check_disk(database, folder, log, memory_limit)
-            meta_check = load_items(database, report, *items, title_rule, show_progress)
+            meta_check = load_items(database, report, *items, title_rule, titles, show_progress)
             of_reviews = {"unit": time_unit, "format": time_format, "min_rating": min_rating}
             log_check = load_reviews(database, report, *log, of_reviews, show_progress)
             report["inputs"] = None
             window = (start, end, k, min_items, step_months, drop_repeats)
             with_rating = "rating" in log[1]
             if engine == "spark":
-                convert_rows(database, report, temporary, name, *window, with_rating, max_history, split, ratios)
+                convert_rows(database, report, temporary, name, *window, with_rating, max_history, split, ratios, titles)
             else:
                 kept = keep_reviews(database, report, *window, with_rating)
+                clean_again(database, report, titles)
                 write_set(database, report, kept, temporary, name, max_history, split, ratios)
             report["disk_tables"] = disk_needed
             report["inputs"] = {**_digests(log_check, meta_check), **originals}
-            given.update(start=report["start"], end=report["end"], min_items=min_items, ratios=list(ratios))
+            given.update(start=report["start"], end=report["end"], min_items=min_items, ratios=list(ratios), titles=titles)
             report.update(options=given, folder=str(folder))
             written = {**report, "folder": name}  # so that the report does not depend on the place
             write_lines(temporary / f"{name}.report.json", json.dumps(written, ensure_ascii=False, indent=1).split("\n"))
@@ -171,7 +178,7 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
 
 
 def _sources(reviews, meta, columns, meta_columns, format, meta_format, delimiter, quote):
-    """What is read: (Source, columns) of the reviews, and the same of the items."""
+    """What is read: (Source, columns) of the reviews, the same of the items, and the release if the reviews are Amazon's."""
     for option, value in (("format", format), ("meta_format", meta_format)):
         if value not in ("auto", *amazon.REVIEWS, *FORMATS):
             raise ConfigError(f"{option} is {value!r}; expected auto, {', '.join((*amazon.REVIEWS, *FORMATS))}")
@@ -187,7 +194,7 @@ def _sources(reviews, meta, columns, meta_columns, format, meta_format, delimite
         if meta is None:
             raise ConfigError("Amazon's reviews have no titles; give the metadata file with --meta")
     if meta is None:
-        return (log, columns), (log, {role: columns[role] for role in columns if role not in ("user", "time", "rating")})
+        return (log, columns), (log, {role: columns[role] for role in columns if role not in ("user", "time", "rating")}), release
     items = recognise(meta, meta_format if meta_format in FORMATS else "auto", delimiter if columns else None, quote)
     if meta_columns:
         meta_columns = check_roles("meta_columns", meta_columns, ITEM_ROLES, needed=("item", "title"))
@@ -199,7 +206,7 @@ def _sources(reviews, meta, columns, meta_columns, format, meta_format, delimite
     else:
         raise ConfigError(f"the title of {items.path} is not named; add --meta-columns item=..,title=..; its columns are "
                           f"{listed(items.fields)}")  # fmt: skip
-    return (log, {role: column for role, column in columns.items() if role in REVIEW_ROLES}), (items, meta_columns)
+    return (log, {role: column for role, column in columns.items() if role in REVIEW_ROLES}), (items, meta_columns), release
 
 
 def _check_disk(database, folder, log, memory_limit):

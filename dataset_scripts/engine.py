@@ -14,7 +14,7 @@ from dataset_scripts.output import (
     PARTS, SAMPLES_HEADER, followed_by_blank, history_bytes, inter_header, kept_items, too_few, write_items,
 )  # fmt: skip
 from dataset_scripts.sql import literal
-from dataset_scripts.tables import slide
+from dataset_scripts.tables import clean_again, slide
 from dataset_scripts.writing import as_bytes, fit_id, numbers, seconds, write_batches
 from recbole_flr.errors import ConfigError, first_line
 
@@ -44,7 +44,7 @@ def connect():
 
 
 def convert_rows(database, report, folder, name, start, end, k, min_items, step_months, drop_repeats, with_rating, max_history,
-                 split, ratios):  # fmt: skip
+                 split, ratios, titles):  # fmt: skip
     """Rules 4 to 8 on the engine, and all files but the report.
 
     Args:
@@ -72,6 +72,7 @@ def convert_rows(database, report, folder, name, start, end, k, min_items, step_
     database.run("DROP TABLE reviews")
     reviews = Tables(engine, engine.read(work / "reviews.parquet"), end)
     kept = slide(report, reviews, start, end, k, min_items, step_months, drop_repeats).table
+    clean_again(database, report, titles)
     item = kept.select("item").distinct().execute()["item"].to_numpy(np.int64)
     item_ids, _, item_lines, counts = kept_items(database, item)
     bounds = kept.agg(first=kept.time.min(), last=kept.time.max(), users=kept.user.nunique()).execute().iloc[0]

@@ -53,6 +53,8 @@ def parser(description):
     add("--max-title-words", type=int, default=20, help="drop items with longer titles; 0: no limit (default: 20)")
     add("--min-title-chars", type=int, default=2, help="drop items with shorter titles (default: 2)")
     add("--drop-markup-titles", action="store_true", help="also drop items with any left-over <span in their title")
+    add("--titles", choices=rules.TITLES, help="of several lines of an item: first, the first usable title; published, the last, and no item "
+        "with an unusable one (default: published for Amazon's files of 2018, else first)")
     made = command.add_argument_group("output")
     add = made.add_argument
     add("--max-history", type=int, default=10, help="longest history of a sample, in items (default: 10)")

@@ -13,6 +13,7 @@ import numpy as np
 from dataset_scripts.sql import literal
 
 OLDEST_START = datetime(1996, 5, 1, tzinfo=timezone.utc)  # the first month of Amazon's data
+TITLES = ("first", "published")  # which line of an item has its title: rule 2 of `dataset_scripts.convert`
 UNITS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}  # name -> microseconds in one
 UNIT_NAMES = (*UNITS, "text")  # unit code in the table -> name; `text`: a date written as text
 # RecBole uses [PAD] for padding, and pandas reads the others as missing values.

@@ -13,13 +13,14 @@ from recbole_flr.errors import DataError
 _N_LINES = 5  # the report gives the numbers of this many malformed lines
 
 
-def load_items(database, report, source, columns, title_rule, show_progress):
+def load_items(database, report, source, columns, title_rule, titles, show_progress):
     """Makes the table `items`: one row for each item with a usable title, in file order.
 
     Args:
         database (Database), source (Source), columns (dict), show_progress: as for `dataset_scripts.reading.load`.
         report (dict): gets the counts of the file.
         title_rule (dict): keyword arguments of `dataset_scripts.rules.usable_title`.
+        titles (str): one of `dataset_scripts.rules.TITLES`.
 
     Returns:
         Check: of the file.
@@ -36,8 +37,9 @@ def load_items(database, report, source, columns, title_rule, show_progress):
     if not counted.get(rules.OK):
         raise DataError(f"{source.path}: no valid line among {total}; expected lines with {' and '.join(columns.values())}"
                         + encoding_hint(report))
-    database.run("""CREATE TABLE items AS SELECT meta.rowid AS line, item, title, brand, category, price FROM meta
-        WHERE rowid IN (SELECT min(rowid) FROM meta WHERE state = 0 AND title IS NOT NULL GROUP BY item) ORDER BY line""")
+    chosen = "min(rowid) FILTER (title IS NOT NULL)" if titles == "first" else "CASE WHEN count(*) = count(title) THEN max(rowid) END"
+    database.run(f"""CREATE TABLE items AS SELECT meta.rowid AS line, item, title, brand, category, price FROM meta
+        WHERE rowid IN (SELECT {chosen} FROM meta WHERE state = {rules.OK} GROUP BY item) ORDER BY line""")
     database.run("DROP TABLE meta")
     n_titled = database.rows("SELECT count(*) FROM items")[0][0]
     if not n_titled:
@@ -125,6 +127,13 @@ def encoding_hint(report):
         return ""
     return (f"; line {found['line']} of {found['file']} has the byte {found['byte']}, which is not UTF-8, and such lines are "
             "malformed: if the file has another encoding, name it, such as --encoding latin-1 or cp1252")
+
+
+def clean_again(database, report, titles):
+    """Cleans the titles once more for each window after the first, as the published script does with `titles="published"`."""
+    if titles == "published":
+        for _ in report["windows"][1:]:
+            database.run(f"UPDATE items SET title = {rules.stripped_title('title')}")
 
 
 def keep_reviews(database, report, start, end, k, min_items, step_months, drop_repeats, with_rating):

@@ -405,7 +405,7 @@ def test_of_several_lines_of_an_item_the_first_with_a_usable_title_counts(tmp_pa
             {"asin": "A", "title": "x", "brand": "short"},
             {"asin": "A", "title": "Toy A"}, {"asin": "A", "title": "Later", "brand": "Late"},
             {"asin": "B", "title": "Later B"}]  # fmt: skip
-    report, found = amazon(tmp_path, [review("u", item, START) for item in "ABAB"], meta, ratios=(1, 0, 0))
+    report, found = amazon(tmp_path, [review("u", item, START) for item in "ABAB"], meta, ratios=(1, 0, 0), titles="first")
     assert found["item"] == ["item_id:token\ttitle:token", "B\tToy B", "A\tToy A"]  # in the order of those lines
     assert (report["meta"], report["titled"]) == (6, 2)
 
@@ -832,6 +832,7 @@ OPTIONS = [  # option, its text, keyword, value
            ("--drop-repeats", None, "drop_repeats", True),
     ("--max-title-words", "9", "max_title_words", 9), ("--min-title-chars", "1", "min_title_chars", 1),
     ("--drop-markup-titles", None, "drop_markup_titles", True), ("--max-history", "3", "max_history", 3),
+    ("--titles", "first", "titles", "first"),
     ("--split", "leave-one-out", "split", "leave-one-out"), ("--ratios", "0.5,0.25,0.25", "ratios", (0.5, 0.25, 0.25)),
     ("--memory-limit", "500MB", "memory_limit", "500MB"),
 ]  # fmt: skip

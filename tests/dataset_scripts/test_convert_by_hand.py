@@ -77,7 +77,7 @@ def test_every_rule(tmp_path, converted):
         b"nonsense",
         {"title": "of nothing"},
     ]
-    report, found = converted(rows, meta, min_rating=2, drop_repeats=True, max_history=1)
+    report, found = converted(rows, meta, min_rating=2, drop_repeats=True, max_history=1, titles="first")
     assert found["inter"] == [
         "user_id:token\titem_id:token\trating:float\ttimestamp:float",
         f"u\tB\t5.0\t{START + 2 * DAY}", f"v\tA\t5.0\t{START}", f"u\tA\t4.0\t{START}", f"u\tC\t5.0\t{START + 2 * DAY}",
@@ -287,6 +287,31 @@ def test_options_of_the_title_rule(converted):
     assert titles_of(converted, raw, max_title_words=3) == ["<span class", None, None, None, None, one, None, "1 < 2"]
     assert titles_of(converted, raw, min_title_chars=0)[3:5] == ["A", None]
     assert titles_of(converted, raw, min_title_chars=11) == ["<span class", None, None, None, None, one, four, None]
+
+
+REPEATED = [("A", "One"), ("A", "Two"), ("B", None), ("B", "Three"), ("C", "Four"), ("C", "x"), ("D", "Q &amp;amp;quot;D")]
+
+
+@pytest.mark.parametrize("titles, expected", [
+    ("first", {"A": "One", "B": "Three", "C": "Four", "D": "Q &amp;quot;D"}),
+    ("published", {"A": "Two", "D": "Q &amp;quot;D"}),  # B and C have a line without a usable title
+    (None, {"A": "Two", "D": "Q &amp;quot;D"}),  # for Amazon's files of 2018, as these are
+])
+def test_several_lines_of_an_item(converted, titles, expected):
+    meta = [{"asin": item, **({"title": title} if title else {})} for item, title in REPEATED]
+    rows = [review("u", item, START + number) for number, item in enumerate("ABCDABCD")]
+    report, found = converted(rows, meta, titles=titles)
+    assert dict(line.split("\t")[:2] for line in found["item"][1:]) == expected
+
+
+@pytest.mark.parametrize("titles, expected", [("first", "Q &amp;quot;D"), ("published", 'Q "D')])
+def test_the_published_script_cleans_titles_again_when_the_window_slides(converted, titles, expected):
+    """Three windows: the title is unescaped three times."""
+    meta = [{"asin": "D", "title": "Q &amp;amp;quot;D"}, {"asin": "E", "title": "Late"}]
+    rows = [review("u", "D", START - 120 * 86_400), *(review("u", "E", START + second) for second in range(12))]
+    report, found = converted(rows, meta, titles=titles, min_items=2, step_months=3)
+    assert len(report["windows"]) == 3
+    assert [line.split("\t")[1] for line in found["item"][1:]] == [expected, "Late"]
 
 
 BRANDS = [

@@ -173,7 +173,8 @@ OWN = {**COLUMNS, "rating": "stars", "brand": "maker", "category": "aisle", "pri
 def drawn_options(rng, bounded, rated):
     """Random options for a conversion of `log`."""
     options = {"k": rng.choice([1, 2, 3]), "max_history": rng.choice([1, 2, 3, 10]), "drop_repeats": rng.random() < 0.4}
-    options.update(split=rng.choice(["ratio", "ratio", "leave-one-out"]), drop_markup_titles=rng.random() < 0.2)
+    options.update(split=rng.choice(["ratio", "ratio", "leave-one-out"]), drop_markup_titles=rng.random() < 0.2,
+                   titles=rng.choice([None, None, "first", "published"]))
     options.update(
         max_title_words=rng.choice([20, 20, 0, 3, 2]),
         min_title_chars=rng.choice([2, 1, 4]),
