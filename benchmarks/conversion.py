@@ -2,14 +2,14 @@
 
     python -m benchmarks.conversion --sizes 1000000,3000000,10000000,30000000,100000000 --json conversion.json
 
-The raw files are made up (`benchmarks.raw_reviews.write_ratings`): a CSV of ratings, 44 bytes a line, one user for 30 reviews and one item for 60. Each
-size is converted in a fresh process, with these options:
+The raw files are made up (`benchmarks.raw_reviews.write_ratings`): a CSV of ratings, 44 bytes a line, one user for 30 reviews and one
+item for 60. Each size is converted in a fresh process, with these options:
 
 - window: 2.5 of the 9.5 years, the 5-core, `--memory-limit` 200MB;
 - everything: no window, with `--everything`. Nearly all reviews are kept, which no rule of the published sets does.
 
-Time is wall clock from before the import of the converter; the raw files are in the cache of the operating system if they fit. Memory
-is the peak that the process allocated itself (RssAnon, sampled every 20 ms). Disk is the peak of all files that the conversion
+Time is wall clock from before the import of the converter; the raw files are in the cache of the operating system if they fit.
+Memory is the peak that the process allocated itself (RssAnon, sampled every 20 ms). Disk is the peak of all files that the conversion
 makes, those of DuckDB included; beside it stand the estimates of the report.
 """
 
@@ -89,7 +89,8 @@ def main(arguments=None):
             results.append(measure_size(folder, size, window, given.memory_limit, given.engine))
             show(results)
     report = {"command": " ".join(["python -m benchmarks.conversion", *arguments]), "seed": SEED, **surroundings(PACKAGES),
-              "settings": {"engine": given.engine, "memory_limit": given.memory_limit, "window": window}, "results": results}  # fmt: skip
+              "settings": {"engine": given.engine, "memory_limit": given.memory_limit, "window": window},
+              "results": results}  # fmt: skip
     write_json(given.json, report)
     return report
 
@@ -102,8 +103,8 @@ def show(results):
         rows.append([f"{size:,}", f"{one['kept']:,}", f"{one['seconds']:.1f}", f"{1e6 * one['seconds'] / size:.2f}",
                      f"{1e6 * one['cpu_seconds'] / size:.2f}", f"{memory / 1e6:.0f}", f"{memory / size:.0f}",
                      f"{one['peak_disk_bytes'] / 1e6:.0f}", f"{one['disk_tables'] / 1e6:.0f}", f"{one['disk_output'] / 1e6:.0f}"])
-    headers = ["reviews", "kept", "s", "µs each", "processor µs each", "peak MB", "bytes each", "peak disk MB", "tables MB (estimate)",
-               "files MB (estimate)"]  # fmt: skip
+    headers = ["reviews", "kept", "s", "µs each", "processor µs each", "peak MB", "bytes each", "peak disk MB",
+               "tables MB (estimate)", "files MB (estimate)"]  # fmt: skip
     print(tabulate(rows, headers, disable_numparse=True, stralign="right"), "\n", flush=True)
 
 

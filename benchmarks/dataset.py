@@ -79,8 +79,8 @@ def measure(version, arguments, folder, disk=None, versions=VERSIONS):
         versions (dict): name -> module and function.
 
     Returns:
-        dict: `seconds`, `cpu_seconds`, `peak_bytes`, `peak_own_bytes` (None where /proc is missing), `peak_disk_bytes` of the folder
-        `disk`, and the version's `report`.
+        dict: `seconds`, `cpu_seconds`, `peak_bytes`, `peak_own_bytes` (None where /proc is missing), `peak_disk_bytes` of the
+        folder `disk`, and the version's `report`.
 
     Raises:
         RuntimeError: the process failed.

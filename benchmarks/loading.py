@@ -1,4 +1,4 @@
-"""Time and peak memory of loading a converted data set: readers that keep histories as integers, against RecBole's arrays of strings.
+"""Time and peak memory of loading a converted data set: histories as integers, against RecBole's arrays of strings.
 
     python -m benchmarks.loading --rows 10000000 --items 1000000 --versions ours --json loading.json
     python -m benchmarks.loading --rows 1000000 --items 100000 --repeats 3
@@ -11,8 +11,8 @@ often; there is one user for four rows. The versions are
 
 Each run is a fresh process. It loads the data set and makes the data loaders of a sequential model (SASRec, full ranking).
 
-- Time: wall clock of loading and of making the loaders, without imports. The files are read once before, so they are in the cache of
-  the operating system.
+- Time: wall clock of loading and of making the loaders, without imports. The files are read once before, so they are in the
+  cache of the operating system.
 - Memory: the peak of the resident memory of the process (VmHWM), with Python, torch and RecBole.
 
 All runs must load the same tokens and tensors (SHA-256).
@@ -105,7 +105,8 @@ def parse(arguments):
         "rows": (1_000_000, 10, "of all parts together"), "items": (100_000, 1, "of the catalogue"),
         "repeats": (1, 1, "of each version"),
     })  # fmt: skip
-    command.add_argument("--versions", type=lambda words: words.split(","), default="ours,plain", help=f"of {VERSIONS}, with commas")
+    command.add_argument("--versions", type=lambda words: words.split(","), default="ours,plain",
+                         help=f"of {VERSIONS}, with commas")
     command.add_argument("--folder", type=Path, help="where the files are made and removed again (default: a temporary folder)")
     command.add_argument("--load", nargs=2, help=argparse.SUPPRESS)  # version, folder: runs in its own process
     given = command.parse_args(arguments)
@@ -144,7 +145,7 @@ def main(arguments=None):
 
 def show(given, sizes, runs):
     """Print the table."""
-    print(f"{given.rows:,} rows, {given.items:,} items, {sum(sizes.values()) / 1e9:.2f} GB of files; all versions load the same\n")
+    print(f"{given.rows:,} rows, {given.items:,} items, {sum(sizes.values()) / 1e9:.2f} GB of files; all load the same\n")
     slowest = {key: statistics.median(run[key] for run in runs[given.versions[-1]]) for key in ("seconds", "peak_bytes")}
     rows = []
     for version, found in runs.items():

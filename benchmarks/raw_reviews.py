@@ -92,7 +92,7 @@ def write_ratings(folder, n_reviews, n_items, seed=SEED, chunk=1_000_000):
             size = min(chunk, n_reviews - begin)
             user = users[np.searchsorted(activity, rng.random(size) * activity[-1])]
             item = asins[np.searchsorted(popularity, rng.random(size) * popularity[-1])]
-            rating, time = rng.integers(1, 6, size).astype("S1"), rng.integers(1_200_000_000_000, 1_500_000_000_000, size).astype("S13")
+            rating, time = rng.integers(1, 6, size).astype("S1"), rng.integers(12 * 10**11, 15 * 10**11, size).astype("S13")
             fields = []
             for column, end in ((user, b","), (item, b","), (rating, b".0,"), (time, b"\n")):
                 fields += [column.view(np.uint8).reshape(size, -1), np.tile(np.frombuffer(end, np.uint8), (size, 1))]
@@ -100,7 +100,8 @@ def write_ratings(folder, n_reviews, n_items, seed=SEED, chunk=1_000_000):
             file.write(padded[padded != 0].tobytes())
     with open(paths[1], "wb") as file:
         for number, asin in enumerate(asins.tolist()):
-            file.write(b'{"parent_asin": "%s", "title": "Thing of a shop, number %d", "store": "Brand %d"}\n' % (asin, number, number % 997))
+            line = b'{"parent_asin": "%s", "title": "Thing of a shop, number %d", "store": "Brand %d"}\n'
+            file.write(line % (asin, number, number % 997))
     return paths
 
 

@@ -217,7 +217,8 @@ def _check_disk(database, folder, log, memory_limit):
     """
     lines, _ = disk.estimated_lines(log[0])
     needed = disk.tables(lines, mean_id_bytes(database, *log))
-    disk.check(folder, needed - database.memory_bytes(), f"the tables of about {lines:,} reviews beyond --memory-limit {memory_limit}")
+    what = f"the tables of about {lines:,} reviews beyond --memory-limit {memory_limit}"
+    disk.check(folder, needed - database.memory_bytes(), what)
     if needed > _FAR_MORE * database.memory_bytes():
         database.keep_on_disk()
     return needed

@@ -32,8 +32,11 @@ class Database:
             self.run("SET " + setting)
 
     def keep_on_disk(self):
-        """New tables go to a file in `folder` instead of memory. That takes a quarter more time, but the memory for the table of a
-        hundred million reviews stays the same; what DuckDB remembers of tables in memory grows with them, even if they are spilled."""
+        """New tables go to a file in `folder` instead of memory.
+
+        That takes a quarter more time. But what DuckDB remembers of tables in memory grows with them, even if they are spilled:
+        200 MB are not enough for 100 million reviews.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.run(f"ATTACH {literal(self.folder / 'tables.duckdb')} AS on_disk")
         self.run("USE on_disk")

@@ -1,4 +1,4 @@
-"""How much disk a conversion needs: an estimate before it reads, a closer one before it writes, and a refusal if that is too much."""
+"""How much disk a conversion needs: an estimate before it reads, a closer one before it writes, and refusals."""
 
 import os
 import shutil
@@ -79,5 +79,5 @@ def check(folder, needed, what):
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < needed:
-        raise DataError(f"{os.fspath(folder)}: {what} may need {size_text(needed)} of disk, but {size_text(free)} are free there; "
-                        "make room, or choose another --out")
+        found = f"{what} may need {size_text(needed)} of disk, but {size_text(free)} are free there"
+        raise DataError(f"{os.fspath(folder)}: {found}; make room, or choose another --out")

@@ -1,8 +1,8 @@
 """A conversion on an engine for data beyond one machine: `--engine=spark`.
 
-DuckDB reads the log, because no engine accounts for every line of a dirty file. It writes the usable reviews as Parquet. The engine
-applies the rules from the window to the split (`dataset_scripts.expressions`), and leaves the sorted samples as Parquet. From there they
-are written piece by piece, with the same code as without an engine, so the files are the same byte for byte.
+DuckDB reads the log, because no engine accounts for every line of a dirty file. It writes the usable reviews as Parquet. The
+engine applies the rules from the window to the split (`dataset_scripts.expressions`), and leaves the sorted samples as Parquet.
+From there they are written piece by piece, with the same code as without an engine: the files are the same byte for byte.
 """
 
 import importlib.util
@@ -29,7 +29,8 @@ def connect():
     """
     missing = [name for name in ("ibis", "pyspark", "pyarrow") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"engine: found spark, but {', '.join(missing)} cannot be imported; run  pip install 'recbole_flr[spark]'")
+        raise ConfigError(f"engine: found spark, but {', '.join(missing)} cannot be imported; run  "
+                          "pip install 'recbole_flr[spark]'")
     import ibis
     from pyspark.sql import SparkSession
 
@@ -39,8 +40,8 @@ def connect():
         session.sparkContext.setLogLevel("ERROR")
         return ibis.pyspark.connect(session)
     except Exception as error:  # of Spark or of Java, of many kinds
-        raise ConfigError(f"engine: found spark, which does not start ({first_line(error)}); it needs Java 17 or later, and a master "
-                          "that can be reached") from error
+        raise ConfigError(f"engine: found spark, which does not start ({first_line(error)}); it needs Java 17 or later, and a "
+                          "master that can be reached") from error
 
 
 def convert_rows(database, report, folder, name, start, end, k, min_items, step_months, drop_repeats, with_rating, max_history,
@@ -67,8 +68,8 @@ def convert_rows(database, report, folder, name, start, end, k, min_items, step_
     work.mkdir()
     engine = Engine(backend, work)
     rating = ", rating" if with_rating else ""
-    database.run(f"""COPY (SELECT reviews.rowid AS row, user, items.rowid AS item, time{rating} FROM reviews JOIN items USING (item)
-        WHERE state = {rules.OK}) TO {literal(work / 'reviews.parquet')} (FORMAT parquet)""")
+    database.run(f"""COPY (SELECT reviews.rowid AS row, user, items.rowid AS item, time{rating}
+        FROM reviews JOIN items USING (item) WHERE state = {rules.OK}) TO {literal(work / 'reviews.parquet')} (FORMAT parquet)""")
     database.run("DROP TABLE reviews")
     reviews = Tables(engine, engine.read(work / "reviews.parquet"), end)
     kept = slide(report, reviews, start, end, k, min_items, step_months, drop_repeats).table
@@ -84,8 +85,8 @@ def convert_rows(database, report, folder, name, start, end, k, min_items, step_
         if ratio and not sizes[part]:
             raise too_few(count, part)
     users = int(bounds["users"])
-    report.update(first=rules.iso(rules.from_microseconds(bounds["first"])), last=rules.iso(rules.from_microseconds(bounds["last"])),
-                  users=users, items=len(item_ids), density=report["kept"] / (users * len(item_ids)), **sizes)  # fmt: skip
+    report.update((key, rules.iso(rules.from_microseconds(bounds[key]))) for key in ("first", "last"))
+    report.update(users=users, items=len(item_ids), density=report["kept"] / (users * len(item_ids)), **sizes)
     report.update({key: counts[key] for key in ("distinct_titles", "items_sharing_title")})
     codes, items = np.sort(item), as_bytes(item_ids)
     in_histories = int(ibis.least(table.before, max_history).sum().execute())

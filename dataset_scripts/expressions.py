@@ -1,7 +1,7 @@
 """Rules 4 to 8 of `dataset_scripts.convert` as Ibis expressions, for engines that hold more than one machine can.
 
-The reviews are a table with the columns `row` (line number in the log), `user`, `item` (number of the item), `time` (microseconds) and
-perhaps `rating`. A shuffle loses the order of rows, so every order here is explicit, with `row` as its last key.
+The reviews are a table with the columns `row` (line number in the log), `user`, `item` (number of the item), `time`
+(microseconds) and perhaps `rating`. A shuffle loses the order of rows, so every order here is explicit, with `row` as its last key.
 """
 
 import shutil
@@ -104,8 +104,8 @@ class TableRows:
 def samples(table, max_history):
     """One row for every review but a user's first (rule 7).
 
-    Adds the columns `first` (smallest `row` of the user), `before` (how many reviews of the user come before), and `back1`, `back2`, ...
-    up to `max_history`: the items that come before, null where there is none.
+    Adds the columns `first` (smallest `row` of the user), `before` (how many reviews of the user come before), and `back1`,
+    `back2`, ... up to `max_history`: the items that come before, null where there is none.
     """
     users = table.group_by("user").agg(first=table.row.min())
     table = table.join(users, "user")

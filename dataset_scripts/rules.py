@@ -1,4 +1,4 @@
-"""The rules of a conversion: titles and times as SQL; samples, splits and dates on numpy arrays. Windows: `dataset_scripts.windows`.
+"""The rules of a conversion: titles and times as SQL; samples, splits and dates on numpy arrays. For windows see `windows`.
 
 `dataset_scripts.convert` explains the rules and their order. Times are whole microseconds since 1970 UTC (int64).
 Shapes: R reviews, N samples.

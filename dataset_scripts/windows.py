@@ -1,4 +1,4 @@
-"""Which reviews are kept: the window, its sliding start, repeated reviews, the k-core (rules 4 to 6 of `dataset_scripts.convert`).
+"""Which reviews are kept: window, sliding start, repeated reviews, k-core (rules 4 to 6 of `dataset_scripts.convert`).
 
 :func:`slide` holds the rules. It asks an object for the reviews of a window: :class:`Arrays` has them in memory,
 `dataset_scripts.expressions` has them on an engine.
@@ -30,15 +30,15 @@ def slide(reviews, start, end, k, min_items, step_months, drop_repeats):
     """Moves the start back until `min_items` items remain in the k-core.
 
     Args:
-        reviews: object with a method `since(begin, ahead)`, which returns the reviews of the window from `begin` (microseconds, or
-            None). `ahead` is an earlier begin, up to which it pays to load reviews for later calls. What it returns has the methods
-            of :class:`ArrayRows`.
+        reviews: object with a method `since(begin, ahead)`, which returns the reviews of the window from `begin` on
+            (microseconds, or None). `ahead` is an earlier begin, up to which it pays to load reviews for later calls. What it
+            returns has the methods of :class:`ArrayRows`.
         start, end: datetimes, or None for no bound. `reviews` applies the end.
         k, min_items, step_months, drop_repeats: as for `dataset_scripts.convert.convert`.
 
     Returns:
-        tuple: the kept reviews, and a dict of counts: `inside`, `repeated` and `below_k` (reviews), `k_core_rounds` (reviews dropped
-        in each round), `windows` ([start, items] of each window that was tried) and `start` (of the last window).
+        tuple: the kept reviews, and a dict of counts: `inside`, `repeated` and `below_k` (reviews), `k_core_rounds` (reviews
+        dropped in each round), `windows` ([start, items] of each window that was tried) and `start` (of the last window).
 
     Raises:
         TooLittle: nothing remains, or fewer than `min_items` items.

@@ -1,7 +1,7 @@
-"""Results that take long to compute, stored beside the data set, and trusted only if they are whole and belong to the same inputs.
+"""Results that take long to compute: stored beside the data set, and trusted only if they are whole and of the same inputs.
 
-A file holds tensors (safetensors, so nothing in it is executed), the fingerprint of what they were computed from, and the SHA-256 of
-the tensors themselves. A file that is damaged, or that belongs to other inputs, is written anew.
+A file holds tensors (safetensors, so nothing in it is executed), the fingerprint of what they were computed from, and the
+SHA-256 of the tensors themselves. A file that is damaged, or that belongs to other inputs, is written anew.
 """
 
 import hashlib

@@ -90,8 +90,8 @@ class Catalog:
             backbone: see :meth:`Backbone.encode`; its `end_id` is the end of title.
             max_tokens: longer texts are cut to this many tokens; the end of title is not counted. What was appended to a title is
                 not cut off, but the title before it.
-            path: of a file where the tokens of a catalogue of at least `STORED_FROM` titles are stored; the next call with the same
-                texts, tokenizer and `max_tokens` reads them there. None: they are not stored.
+            path: of a file where the tokens of a catalogue of at least `STORED_FROM` titles are stored. The next call with
+                the same texts, tokenizer and `max_tokens` reads them there. None: they are not stored.
 
         Returns:
             RaggedRows, one row an item; row 0 (padding) is empty.

@@ -4,9 +4,9 @@ RecBole reads atomic files with pandas' quoting, words for missing values and li
 quote swallows the rows behind it, a user called "NA" is dropped, and a title with a lone CR becomes two items. Here
 RecBole gets the same reader as the catalogue.
 
-RecBole also makes an array of strings of every history of split files, and a tensor of each: 10 million rows take 16 GB. Here such a
-column is read as integers (`table.Lists`). RecBole's DataFrame has a stand-in for it, a `range` as long as the history, which is
-enough for everything that RecBole does between reading and tensors: the rows of split files are neither filtered nor sorted.
+RecBole also makes an array of strings of every history of split files, and a tensor of each: a million rows take 1.7 GB. Here
+such a column is read as integers (`table.Lists`). RecBole's DataFrame has a stand-in for it, a `range` as long as the history.
+That is enough for all that RecBole does between reading and tensors: the rows of split files are neither filtered nor sorted.
 """
 
 import sys
@@ -129,7 +129,7 @@ class _LeanHistories:
         super()._load_inter_feat(token, dataset_path)
         for field, lists in self._lists.items():
             if len(lists) < len(self.file_size_list):
-                raise ValueError(f"the column {field!r} is a token_seq in some split files only; expected the same in all of them")
+                raise ValueError(f"the column {field!r} is a token_seq in some split files only; expected it in all")
 
     def _columns_with_lists(self, path, source):
         """Columns to load of a split file, name -> kind, in the order of the file. None if RecBole should read the file."""

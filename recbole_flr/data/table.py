@@ -1,10 +1,9 @@
 """Large atomic files, read by DuckDB: each text once, numbers as arrays, and lists as integers.
 
-`atomic.read_columns` makes a Python string of every field, and RecBole makes an array of strings of every history: 10 million rows
-take 16 GB. Here a column of texts refers to the distinct texts, and a column of lists is two arrays of integers.
+`atomic.read_columns` makes a Python string of every field, and RecBole makes an array of strings of every history. Here a column of texts refers to the distinct texts, and a column of lists is two arrays of integers.
 
-DuckDB is stricter than `read_columns` in some things and more lenient in others. So :func:`read_table` refuses every file that both
-might read in another way; its caller then reads that file with `read_columns`.
+DuckDB is stricter than `read_columns` in some things and more lenient in others. So :func:`read_table` refuses every file that
+both might read in another way; its caller then reads that file with `read_columns`.
 """
 
 import codecs
@@ -141,8 +140,8 @@ def _scan(path, names, wanted, separator):
     types = ", ".join(f"c{place}: 'VARCHAR'" for place in range(len(names)))
     filled = ", ".join(f"'c{place}'" for place in range(len(names)))
     selected = ", ".join(f"c{names.index(name)} AS w{place}" for place, name in enumerate(wanted))
-    return (f"SELECT {selected} FROM read_csv({_literal(path)}, auto_detect = false, header = true, delim = {_literal(separator)}, "
-            f"quote = '', escape = '', columns = {{{types}}}, force_not_null = [{filled}], new_line = '\\n', "
+    return (f"SELECT {selected} FROM read_csv({_literal(path)}, auto_detect = false, header = true, "
+            f"delim = {_literal(separator)}, quote = '', escape = '', columns = {{{types}}}, force_not_null = [{filled}], new_line = '\\n', "
             "hive_partitioning = false, compression = 'none')")  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from recbole_flr.errors import DataError
 NAMES = ["a", "b", "c", "d"]
 HEADER = "a:token\tb:token_seq\tc:float\td:token"
 WANTED = {"d": str, "b": list, "c": float, "a": str}
-ODD = ['"', '"x"', "'", "\\", "\\N", "NA", "nan", "NULL", "None", "#", "%", ",", ";", "秘密", "🚒", "\u2028", "\x85", "\x0b", "\x1c", "é",
+ODD = ['"', '"x"', "'", "\\", "\\N", "NA", "nan", "NULL", "None", "#", "%", ",", ";",
+       "秘密", "🚒", "\u2028", "\x85", "\x0b", "\x1c", "é",
        "-", "0x1F", "true", "{}", "[]", "x" * 300]  # fmt: skip
 TEXT = st.lists(st.sampled_from([*ODD, "", " ", "i1", "i2"]) | st.text(st.characters(exclude_categories=["Cs"]), max_size=3),
                 max_size=3).map(lambda parts: "".join(parts).replace("\t", "").replace("\n", ""))  # fmt: skip
@@ -56,7 +57,8 @@ def test_plain_files_are_read_alike(tmp_path_factory, rows):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(TEXT, TEXT, NUMBER | TEXT, TEXT) | st.lists(TEXT, max_size=5), max_size=8), st.sampled_from(["\n", "\r\n"]))
+@given(st.lists(st.tuples(TEXT, TEXT, NUMBER | TEXT, TEXT) | st.lists(TEXT, max_size=5), max_size=8),
+       st.sampled_from(["\n", "\r\n"]))  # fmt: skip
 @example([("\ufeff", "i1", "1", "\ufeff")], "\n")
 @example([("a", "i1", "1_000", "b")], "\n")
 @example([("a", "i1", "١", "b")], "\n")  # a digit that is not ASCII

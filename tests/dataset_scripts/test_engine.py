@@ -39,8 +39,8 @@ def random_log(seed):
                       rng.choice([5.0, 1.0, -0.0, 0.1])) for _ in range(rng.choice([80, 300]))]  # fmt: skip
     options = {
         "k": rng.choice([1, 2, 3]), "min_items": rng.choice([0, 0, 8]), "step_months": rng.choice([1, 3]),
-        "drop_repeats": rng.random() < 0.5, "max_history": rng.choice([1, 2, 10]), "split": rng.choice(["ratio", "leave-one-out"]),
-        "start": rng.choice(["2017-10-01", "2017-03-01"]), "ratios": rng.choice([(0.8, 0.1, 0.1), (0.5, 0.5, 0.0)]),
+        "drop_repeats": rng.random() < 0.5, "max_history": rng.choice([1, 2, 10]),
+        "split": rng.choice(["ratio", "leave-one-out"]), "start": rng.choice(["2017-10-01", "2017-03-01"]), "ratios": rng.choice([(0.8, 0.1, 0.1), (0.5, 0.5, 0.0)]),
     }  # fmt: skip
     meta = [{"asin": item, "title": f"Toy {n // 2}"} for n, item in enumerate(items) if n != 3]
     return reviews, meta, options
@@ -125,7 +125,8 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     path = write(tmp_path / "log.json", shop())
     before = tree(tmp_path)
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"found spark, but ibis, pyspark, pyarrow cannot be imported; run  pip install 'recbole_flr\[spark\]'"):
+    wanted = r"found spark, but ibis, pyspark, pyarrow cannot be imported; run  pip install 'recbole_flr\[spark\]'"
+    with pytest.raises(ConfigError, match=wanted):
         convert(path, "s", tmp_path / "out", columns=COLUMNS, engine="spark")
     assert tree(tmp_path) == before
 
