@@ -20,6 +20,7 @@ from recbole.utils import InputType
 
 from recbole_flr.contracts import LossPart, TargetScores, Thinker, total_loss
 from recbole_flr.data.catalog import Catalog
+from recbole_flr.distributed import from_first
 from recbole_flr.errors import CheckpointError, ConfigError, DataError
 from recbole_flr.model.blend import REPEAT, Candidates, blend, rerank, search
 from recbole_flr.model.counted import OnTrainingRows, TrainingRows
@@ -218,8 +219,15 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         title, state = self.reader.title_loss(thought, target) if self.title_loss_weight else (None, None)
         parts = {"item": LossPart(-target_log_probs(*self._distribution(thought, state), target).mean())}
         if title is not None:
-            parts["title"] = LossPart(title, self.title_loss_weight)
+            parts["title"] = LossPart(title, self.title_loss_weight, mean_over="tokens")
         return {**parts, **self.own_losses(thought, target)}
+
+    def loss_counts(self, interaction):
+        """`rows`, and `tokens` if the model learns to write titles."""
+        counts = super().loss_counts(interaction)
+        if self.title_loss_weight:
+            counts["tokens"] = self.reader.target_tokens(interaction[self.POS_ITEM_ID])
+        return counts
 
     def language_model_loss(self, packed):
         """See :meth:`recbole_flr.model.titles.TitleModel.language_model_loss`."""
@@ -336,6 +344,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
                 found.append(Candidates({LOG_P: best.values, TITLE: titles}, best.indices == target, valid))
             title, _ = search(Candidates.joined(found), {TITLE: self.start_weights[TITLE]}, self.cutoff)
             self.weights.update(title)
+        self.weights = from_first(self.weights)
         self.logger.info("Weights of the ranking: " + ", ".join(f"{name} {weight:.3g}" for name, weight in self.weights.items()))
 
     # checkpoints
