@@ -11,6 +11,8 @@ import json
 import os
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import cache
+from itertools import count
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,11 @@ from recbole_flr import processes
 from recbole_flr.errors import ConfigError, LostProcess, first_line
 
 PATIENCE = timedelta(minutes=30)  # for a process that does not answer; one that has ended is noticed at once
+
+_runs = count()  # of this process
+# The groups of all runs. One that goes with the last DistributedDataParallel that uses it waits for its threads while it holds
+# Python's lock, for which a thread may be waiting.
+_groups = []
 
 
 def size():
@@ -55,7 +62,9 @@ def joined(device):
     share_threads()
     backend = "cpu:gloo,cuda:nccl" if torch.device(device).type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        store, own_rank, world = _meeting()
+        store = dist.PrefixStore(f"recbole_flr/{next(_runs)}", store)  # what an earlier run of these processes left is not read
+        dist.init_process_group(backend, store=store, rank=own_rank, world_size=world, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"the {processes.world_size()} processes of the run do not find each other ({first_line(error)}); expected "
                           "the environment that torchrun sets: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT") from error
@@ -68,7 +77,14 @@ def joined(device):
             yield
             barrier()  # nobody leaves while another one may still need it
     finally:
+        _groups.append(dist.group.WORLD)
         dist.destroy_process_group()
+
+
+@cache
+def _meeting():
+    """Where the processes meet: a store, the rank of this process, and their number."""
+    return next(dist.rendezvous("env://", timeout=PATIENCE))
 
 
 @contextmanager

@@ -67,7 +67,8 @@ def _set_up(config, trained=False):
             dataset = load_dataset(config, create=not trained)
         check_sizes(config, dataset)
         loaders = split(config, dataset)
-    shared = share_rows(loaders[0])
+    # a traditional model counts in its loss: each process counts all rows
+    shared = [] if config["MODEL_TYPE"] == ModelType.TRADITIONAL else share_rows(loaders[0])
     logger.info(dataset, extra=FILE_ONLY)
     rows = ", ".join(f"{len(loader._dataset.inter_feat)} {part}" for part, loader in zip(("train", "valid", "test"), loaders))
     logger.info(f"Data: {dataset.user_num - 1} users, {dataset.item_num - 1} items, rows: {rows}.")

@@ -23,7 +23,7 @@ LM = {**TINY_LATENT, **EQUAL, "grpo_learning_rate": 0.05, "warmup_learning_rate"
 ITEMS = {**TINY_FLRMIX, **EQUAL, "grpo_learning_rate": 0.05, "dropout": 0.0, "stages": "sft,grpo", "gate_balance": 0.3, "grpo_epochs": 1}
 CASES = {  # name -> model, options
     "FLR": ("FLR", {**LM, "num_factors": 3, "gate_balance": 0.3, "grpo_updates": 2}),
-    "LatentR3": ("LatentR3", {**LM, "grpo": "latentr3", "noise_scale": 0.5}),
+    "LatentR3": ("LatentR3", {**LM, "grpo": "latentr3", "noise_scale": 0.5, "grpo_batch_size": 15}),
     "FLRMix": ("FLRMix", ITEMS),
     "FLRMix, titles": ("FLRMix", {**LM, **ITEMS, "backbone": "compact", "torch_dtype": "float64", "stages": "sft"}),
     "LARES": ("LARES", {**TINY_LARES, **EQUAL, "stages": "spt", "initial_noise": 0.0}),

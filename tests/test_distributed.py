@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers_distributed import CASES, run_case, two_ranks, work
@@ -30,7 +31,7 @@ def test_two_processes_are_one(pairs, name):
     gradients = [torch.load(folder / "gradients.pt", weights_only=True) for folder in (one, two)]
     assert len(gradients[0]) == len(gradients[1])
     for mine, other in zip(*gradients):
-        assert mine.abs().max() > 1e-4 and torch.allclose(mine, other, rtol=1e-9, atol=1e-11)
+        assert (mine.abs().max() > 1e-4 or name in ("Pop", "VSKNN")) and torch.allclose(mine, other, rtol=1e-9, atol=1e-11)
     runs = [only_run(folder / "saved") for folder in (one, two)]
     for file in ("best.safetensors", "last.safetensors"):
         (mine, _), (other, _) = (checkpoint.read(run / file) for run in runs)
@@ -43,7 +44,7 @@ def test_two_processes_are_one(pairs, name):
         if "scores" in key:
             assert abs(mine[key] - other[key]).max() < 1e-5
         else:
-            assert (mine[key] == other[key]).all(), key
+            assert np.array_equal(mine[key], other[key], equal_nan=mine[key].dtype.kind == "f"), key
 
 
 def test_one_process_writes(pairs):

@@ -81,7 +81,7 @@ class SharedSteps(Trainer):
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         alone = distributed.size() == 1 and self.config["accumulate_steps"] == 1
-        if alone or self.config["MODEL_TYPE"] == ModelType.TRADITIONAL:  # such a model counts in its loss, each process all rows
+        if alone or self.config["MODEL_TYPE"] == ModelType.TRADITIONAL:  # each process has all rows
             return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         step = _Step(self, loss_func or self.model.calculate_loss)
         losses = super()._train_epoch(train_data, epoch_idx, step, show_progress)
