@@ -28,6 +28,7 @@ LAYERS = [  # from the command line down to what all share
     ["quick_start", "search_result", "search_space", "search_process", "user_files"],
     ["factor_choice", "training.staged"],
     ["trainer", "rows", "factor_statistics"],
+    ["training.steps", "training.shared_files", "launch"],
     ["identity"],
     ["result", "evaluation", "console"],
     ["config"],
@@ -54,11 +55,14 @@ LAYERS = [  # from the command line down to what all share
     ["decoding.scorer"],
     ["decoding.trie"],
     ["data.batching", "data.packing", "data.prefixes"],
+    ["data.sharing"],
     ["data.prompt"],
     ["data.catalog"],
     ["data.loading"],
     ["data.atomic"],
     ["ragged", "contracts", "pretrained", "files", "paths", "exit_status", "training.header", "model.hub"],
+    ["distributed"],
+    ["processes"],
     ["errors", "words", "comparison", "data", "model", "training", ""],
 ]
 UNWANTED = ("model", "decoding", "transformers", "peft", "dataset_scripts", "comparison")  # in a run of SASRec
