@@ -63,7 +63,8 @@ def launch(config, function, *arguments):
         status = error.exit_code if error.exit_code and error.exit_code > 0 else 2
         if error.exit_code is not None and error.exit_code < 0:
             name = signal.Signals(-error.exit_code).name
-            print(f"process {error.error_index} of the run was ended by {name}; the others were stopped", file=sys.stderr)
+            print(f"run_recbole_flr: process {error.error_index} of the run was ended by {name}, so the others were stopped; --resume=FOLDER "
+                  "goes on from the last epoch that was saved", file=sys.stderr)
         raise AlreadySaid(f"process {error.error_index} of the run ended with an error, which it has printed", status) from None
     except KeyboardInterrupt:
         for process in context.processes:
