@@ -21,8 +21,10 @@ EQUAL = {"learner": "sgd", "learning_rate": 0.05, "epochs": 1, "eval_batch_size"
 LM = {**TINY_LATENT, **EQUAL, "grpo_learning_rate": 0.05, "warmup_learning_rate": 0.05, "compact_layers": 1, "embedding_dropout": 0.0, "torch_dtype": "float64", "warmup_epochs": 1,
       "stages": "sft,grpo", "grpo_epochs": 1, "num_beams": 10}
 ITEMS = {**TINY_FLRMIX, **EQUAL, "grpo_learning_rate": 0.05, "dropout": 0.0, "stages": "sft,grpo", "gate_balance": 0.3, "grpo_epochs": 1}
-CASES = {  # name -> model, options
+IN_PARTS = {"accumulate_steps": 3}
+CASES = {  # name -> model, options, and options of the run of two processes alone
     "FLR": ("FLR", {**LM, "num_factors": 3, "gate_balance": 0.3, "grpo_updates": 2}),
+    "FLR, in parts": ("FLR", {**LM, "num_factors": 3, "grpo_updates": 2}, IN_PARTS),
     "LatentR3": ("LatentR3", {**LM, "grpo": "latentr3", "noise_scale": 0.5, "grpo_batch_size": 15}),
     "FLRMix": ("FLRMix", ITEMS),
     "FLRMix, titles": ("FLRMix", {**LM, **ITEMS, "backbone": "compact", "torch_dtype": "float64", "stages": "sft"}),
@@ -75,7 +77,7 @@ def run_case(name, folder, more=None):
     from recbole_flr.quick_start import run_recbole_flr
     from recbole_flr.training import grpo
 
-    model, options = CASES[name]
+    model, options = CASES[name][:2]
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     found, seen = [], set()
@@ -106,7 +108,7 @@ def work(names, root, more):
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(SECONDS, exit=True)  # or ranks that wait for each other would wait for half an hour
     for name in names:
-        run_case(name, Path(root) / name, more)
+        run_case(name, Path(root) / name, {**more, **(CASES[name][2] if len(CASES[name]) > 2 else {})})
     faulthandler.cancel_dump_traceback_later()
 
 
