@@ -287,8 +287,9 @@ def _train_and_test(config, dataset, loaders, trainer, described, start, saved):
             for name, test in tests.items()
         })
     # a finished run stays as it is
-    if saved and is_main() and (trainer.trained_epochs or not (trainer.folder / RESULT).is_file()):
-        _write_results(config, trainer.model, dataset, loaders, trainer, tests, kept, described, start)
+    with trainer.whole_model():
+        if saved and is_main() and (trainer.trained_epochs or not (trainer.folder / RESULT).is_file()):
+            _write_results(config, trainer.model, dataset, loaders, trainer, tests, kept, described, start)
     _log_result(config, trainer, tests, kept, perf_counter() - start)
     return result
 

@@ -288,7 +288,8 @@ class SafeCheckpoints:
         """RecBole's evaluate; the best weights are read from safetensors. Sets :attr:`ranks`."""
         if eval_data and load_best_model:
             self.load_weights(model_file)
-        result = super().evaluate(share_batches(eval_data), load_best_model=False, show_progress=show_progress)
+        with self.whole_model():
+            result = super().evaluate(share_batches(eval_data), load_best_model=False, show_progress=show_progress)
         self.ranks = self.eval_collector.take_ranks() if isinstance(self.eval_collector, RankCollector) else {}
         return result
 

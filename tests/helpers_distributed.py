@@ -14,9 +14,10 @@ from unittest import mock
 
 import torch
 from conftest import TINY, TINY_FLRMIX, TINY_LARES, TINY_LATENT, exact_norms
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-SECONDS = 150
+SECONDS = 240
 EQUAL = {"learner": "sgd", "learning_rate": 0.05, "epochs": 1, "eval_batch_size": 5}
 LM = {**TINY_LATENT, **EQUAL, "grpo_learning_rate": 0.05, "warmup_learning_rate": 0.05, "compact_layers": 1, "embedding_dropout": 0.0, "torch_dtype": "float64", "warmup_epochs": 1,
       "stages": "sft,grpo", "grpo_epochs": 1, "num_beams": 10}
@@ -25,6 +26,9 @@ IN_PARTS = {"accumulate_steps": 3}
 CASES = {  # name -> model, options, and options of the run of two processes alone
     "FLR": ("FLR", {**LM, "num_factors": 3, "gate_balance": 0.3, "grpo_updates": 2}),
     "FLR, in parts": ("FLR", {**LM, "num_factors": 3, "grpo_updates": 2}, IN_PARTS),
+    "FLR, sharded": ("FLR", {**LM, "num_factors": 3, "compact_layers": 2}, {"shard": "fsdp"}),
+    "FLRMix, sharded": ("FLRMix", {**LM, **ITEMS, "backbone": "compact", "torch_dtype": "float64", "gradient_checkpointing": True, "gate_balance": 0.0},
+                        {"shard": "fsdp", "accumulate_steps": 2}),
     "LatentR3": ("LatentR3", {**LM, "grpo": "latentr3", "noise_scale": 0.5, "grpo_batch_size": 15}),
     "FLRMix": ("FLRMix", ITEMS),
     "FLRMix, titles": ("FLRMix", {**LM, **ITEMS, "backbone": "compact", "torch_dtype": "float64", "stages": "sft"}),
@@ -86,7 +90,8 @@ def run_case(name, folder, more=None):
         if id(optimizer) not in seen:
             seen.add(id(optimizer))
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            found.append(torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters]).clone())
+            grads = [torch.zeros(p.shape) if p.grad is None else p.grad for p in parameters]
+            found.append(torch.cat([(g.full_tensor() if isinstance(g, DTensor) else g).flatten() for g in grads]).clone())
             kept.append(optimizer)  # so that no later optimizer has its id
 
     kept = []

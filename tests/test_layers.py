@@ -46,6 +46,7 @@ LAYERS = [  # from the command line down to what all share
     ["training.supervised"],
     ["training.stage", "training.grpo", "training.lock", "training.untrained", "model.titles"],
     ["training.checkpoint", "model.tree", "model.item_encoder"],
+    ["training.sharding"],
     ["model.reasoner"],
     ["model.factors", "model.backbone", "model.mixture", "model.blend", "model.text_vectors",
      "model.remembered"],

@@ -65,7 +65,8 @@ class StagedTrainer(SafeCheckpoints, SharedSteps):
             self.load_weights(self.stage_file(before))  # also when resumed within the stage: it may keep them as a reference
         for parameter in self.model.parameters():  # what the stage before has frozen
             parameter.requires_grad_(parameter in self._trainable)
-        stage.enter()
+        with self.whole_model():  # a stage may copy weights
+            stage.enter()
         self.optimizer = self._build_optimizer(params=[p for p in self.model.parameters() if p.requires_grad])
 
     def _started_from(self):
@@ -197,7 +198,8 @@ class StagedTrainer(SafeCheckpoints, SharedSteps):
         super()._add_train_loss_to_tensorboard(epoch_idx, losses, f"{tag}/{self.stage_name}")
 
     def _valid_epoch(self, valid_data, show_progress=False):
-        self.model.before_validation(valid_data)
+        with self.whole_model():
+            self.model.before_validation(valid_data)
         score, result = super()._valid_epoch(valid_data, show_progress)
         self.tensorboard.add_scalar(f"Valid/{self.stage_name}", score, self._next_epoch)  # RecBole's has all stages in one
         return score, result

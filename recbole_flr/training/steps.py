@@ -8,7 +8,7 @@ With `accumulate_steps` the rows are read in several parts, and the gradients of
 """
 
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from recbole.trainer import NCLTrainer, Trainer
@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from recbole_flr import distributed
 from recbole_flr.data.sharing import split_batch
 from recbole_flr.errors import ConfigError
+from recbole_flr.training.sharding import check_sharding, shard, whole_weights
 
 
 class LossOf(nn.Module):
@@ -76,8 +77,12 @@ class SharedSteps(Trainer):
     def __init__(self, config, model):
         if distributed.size() > 1 or config["accumulate_steps"] > 1:
             check_trainer(self, config)
+        distributed.same_weights(model)
+        self._sharded = LossOf(model) if config["shard"] == "fsdp" and distributed.size() > 1 else None
+        if self._sharded is not None:
+            check_sharding(config, model)
+            shard(self._sharded, model)
         super().__init__(config, model)
-        distributed.same_weights(self.model)
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         alone = distributed.size() == 1 and self.config["accumulate_steps"] == 1
@@ -97,8 +102,14 @@ class SharedSteps(Trainer):
         share = shares["rows"]
         return tuple(share * each for each in loss) if isinstance(loss, tuple) else share * loss
 
+    def whole_model(self):
+        """A context in which each process has all weights: for all but training steps. See :mod:`recbole_flr.training.sharding`."""
+        return nullcontext() if self._sharded is None else whole_weights(self._sharded, self.model)
+
     def engine(self):
-        """What calls losses and averages gradients: DistributedDataParallel, or with one process nothing of the kind."""
+        """What calls losses and averages gradients: DistributedDataParallel, FSDP2, or with one process nothing of the kind."""
+        if self._sharded is not None:
+            return self._sharded
         trained = [id(parameter) for parameter in self.model.parameters() if parameter.requires_grad]
         if self._engine is None or trained != self._trained:  # a stage may freeze parameters
             self._trained, self._engine = trained, LossOf(self.model)
@@ -109,6 +120,18 @@ class SharedSteps(Trainer):
                         self._engine, broadcast_buffers=False, init_sync=False, find_unused_parameters=True
                     )
         return self._engine
+
+
+    @contextmanager
+    def without_averages(self, engine):
+        """Inside the block, the gradients of this process add up, and are not averaged yet."""
+        if self._sharded is not None:
+            engine.set_requires_gradient_sync(False)
+            yield
+            engine.set_requires_gradient_sync(True)
+            return
+        with engine.no_sync() if distributed.size() > 1 else nullcontext():
+            yield
 
 
 class _Step:
@@ -122,7 +145,7 @@ class _Step:
         engine = trainer.engine()
         *others, last = batch_shares(batch, trainer.config["accumulate_steps"], trainer._counts)
         for part in others:
-            with engine.no_sync() if distributed.size() > 1 else nullcontext():
+            with trainer.without_averages(engine):
                 loss = engine(trainer._part_loss, self.loss_func, *part)
                 whole = sum(loss) if isinstance(loss, tuple) else loss
                 if not torch.isfinite(whole).all():
