@@ -50,7 +50,8 @@ def shard(engine, model):
     for layer in [module for module in lm.modules() if type(module).__name__ in names]:
         fully_shard(layer, mesh=mesh)
     fully_shard(engine, mesh=mesh)
-    engine(torch.zeros, 1)  # the first call makes it the root of all layers
+    engine(torch.zeros, 1)  # the first call makes it the root of all layers, and leaves its own weights whole
+    engine.reshard()
 
 
 @contextmanager
@@ -72,9 +73,14 @@ def whole_weights(engine, model):
     try:
         yield
     finally:
+        trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         for part in parts:
             part.reshard()
             part.set_reshard_after_forward(part is not engine, recurse=False)
+        for name, parameter in model.named_parameters():  # a stage may have frozen the whole weights
+            parameter.requires_grad_(trained[name])
+            if not trained[name]:
+                parameter.grad = None
 
 
 def whole(tensor):
