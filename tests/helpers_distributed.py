@@ -23,12 +23,15 @@ LM = {**TINY_LATENT, **EQUAL, "grpo_learning_rate": 0.05, "warmup_learning_rate"
       "stages": "sft,grpo", "grpo_epochs": 1, "num_beams": 10}
 ITEMS = {**TINY_FLRMIX, **EQUAL, "grpo_learning_rate": 0.05, "dropout": 0.0, "stages": "sft,grpo", "gate_balance": 0.3, "grpo_epochs": 1}
 IN_PARTS = {"accumulate_steps": 3}
+RESUMED = {**TINY_LATENT, "num_factors": 3, "epochs": 2, "warmup_epochs": 1, "learning_rate": 0.01, "num_beams": 10, "compact_layers": 1}
 CASES = {  # name -> model, options, and options of the run of two processes alone
     "FLR": ("FLR", {**LM, "num_factors": 3, "gate_balance": 0.3, "grpo_updates": 2}),
     "FLR, in parts": ("FLR", {**LM, "num_factors": 3, "grpo_updates": 2}, IN_PARTS),
     "FLR, sharded": ("FLR", {**LM, "num_factors": 3, "compact_layers": 2}, {"shard": "fsdp"}),
     "FLRMix, sharded": ("FLRMix", {**LM, **ITEMS, "backbone": "compact", "torch_dtype": "float64", "gradient_checkpointing": True, "gate_balance": 0.0},
                         {"shard": "fsdp", "accumulate_steps": 2}),
+    "FLR, LoRA, sharded": ("FLR", {**LM, "num_factors": 3, "backbone": "$TINY_QWEN2", "trainable": "lora", "lora_dropout": 0.0,
+                                   "prompt": "compact", "gradient_checkpointing": True}, {"shard": "fsdp"}),
     "LatentR3": ("LatentR3", {**LM, "grpo": "latentr3", "noise_scale": 0.5, "grpo_batch_size": 15}),
     "FLRMix": ("FLRMix", ITEMS),
     "FLRMix, titles": ("FLRMix", {**LM, **ITEMS, "backbone": "compact", "torch_dtype": "float64", "stages": "sft"}),
@@ -82,6 +85,7 @@ def run_case(name, folder, more=None):
     from recbole_flr.training import grpo
 
     model, options = CASES[name][:2]
+    options = {key: os.path.expandvars(value) if key == "backbone" else value for key, value in options.items()}
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     found, seen = [], set()
@@ -115,6 +119,55 @@ def work(names, root, more):
     for name in names:
         run_case(name, Path(root) / name, {**more, **(CASES[name][2] if len(CASES[name]) > 2 else {})})
     faulthandler.cancel_dump_traceback_later()
+
+
+def tell(root):
+    """What each rank does: the functions of :mod:`recbole_flr.distributed` on known values. Writes `told-RANK.json`."""
+    from recbole_flr import distributed
+
+    with distributed.joined("cpu"):
+        rank = distributed.rank()
+        rows = torch.arange(3.0 if rank else 2.0).requires_grad_()
+        together = distributed.gather_rows(rows)
+        (together * torch.arange(5.0) * (rank + 1)).sum().backward()
+        pieces = [torch.full((2, 1), 10 * rank + number) for number in range(2 - rank)]
+        told = {
+            "gradient": rows.grad.tolist(), "rows": together.tolist(), "json": distributed.gather_json({"rank": rank}),
+            "first": distributed.from_first(rank), "total": distributed.total(torch.tensor([rank + 1.0])).item(),
+            "turns": torch.cat(distributed.gather_in_turns(pieces)).flatten().tolist(),
+            "none": torch.cat(distributed.gather_in_turns([] if rank else [torch.ones(1, 2)])).tolist(),
+        }
+        (Path(root) / f"told-{rank}.json").write_text(json.dumps(told))
+
+
+def resume(root, more):
+    """What each rank does: cut a run of FLR short in its second stage, and go on with it. The cut run stays in `root`/cut."""
+    import shutil
+
+    from helpers_training import interrupt, only_run
+
+    from recbole_flr.quick_start import run_recbole_flr
+
+    faulthandler.dump_traceback_later(SECONDS, exit=True)
+    os.chdir(root)
+    options = {**RESUMED, **more, "checkpoint_dir": "cut"}
+    interrupt(lambda: run_recbole_flr("FLR", "tiny", config_dict=options), epochs=2)
+    if os.environ["RANK"] == "0":
+        shutil.copytree("cut", "again")
+    run_recbole_flr("FLR", "tiny", config_dict={**options, "checkpoint_dir": "whole"})  # all ranks wait for the copy
+    run_recbole_flr(config_dict={"resume": str(only_run("again")), "checkpoint_dir": "again"})
+    faulthandler.cancel_dump_traceback_later()
+
+
+def stop(root):
+    """What each rank does: rank 1 ends with an error in the middle of a run."""
+    from recbole_flr import distributed
+    from recbole_flr.errors import DataError
+
+    with distributed.joined("cpu"):
+        if distributed.rank() == 1:
+            raise DataError("rank 1 found no rows")
+        distributed.barrier()
 
 
 def two_ranks(function, *arguments, count=2):
