@@ -1,11 +1,16 @@
 """Kills runs and conversions at random moments, goes on with them, and compares what comes out with a run that was not killed.
 
     python -m benchmarks.kills --kills=20 --seed=1
+    python -m benchmarks.kills --kills=10 --seed=1 --ranks=2 --what "FLR, warmup" "FLR, sft" "FLR, grpo"
 
 Each kill is a SIGKILL to a process of its own, at a random moment of one stage of the training. `--resume` then goes on with the
 run. Its metrics and its weights must be exactly those of the run that was not killed. A run that was killed before it first saved
 is started again; the table counts these. A conversion is killed at a random moment of its whole time. Then there must be no data
 set or a whole one, and the next conversion must give the same files and leave no temporary folder.
+
+With `--ranks` a run has so many processes, which are all killed. Its state is then resumed twice: by as many processes, which must
+come to exactly the same, and by one. That one draws other random numbers, so its last epochs differ. But nothing may be lost: what
+the killed run had saved must be exactly what the other run had at that point, and each stage must come to all of its epochs.
 
 The processes are forks of one that has imported everything, so a kill costs a second or two and not ten. It needs Linux or macOS.
 """
@@ -40,9 +45,48 @@ RUNS = {  # what is killed -> the options of the run, and the line of its log wi
 CONVERTER = "converter"
 
 
-def run_process(function, folder):
-    """Start a process in a folder; what it prints goes to the file `out` there. Returns the process."""
+class Ranks:
+    """A run of one process or of several, which torchrun would start.
+
+    Args:
+        function: what each process calls; it returns the exit status.
+        folder: in which the processes work. What they print goes to the file `out` there.
+        count: number of processes.
+    """
+
+    def __init__(self, function, folder, count=1):
+        self.folder, environment, self._store = folder, {}, None
+        if count > 1:
+            from torch.distributed import TCPStore
+
+            self._store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+            environment = {"WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": self._store.port,
+                           "TORCHELASTIC_USE_AGENT_STORE": True}
+        self.processes = [
+            run_process(function, folder, environment and {**environment, "RANK": rank, "LOCAL_RANK": rank}) for rank in range(count)
+        ]
+
+    def is_alive(self):
+        """Whether the first process runs."""
+        return self.processes[0].is_alive()
+
+    def kill(self):
+        """SIGKILL to all."""
+        for process in self.processes:
+            os.kill(process.pid, signal.SIGKILL)
+        self.join()
+
+    def join(self):
+        """Wait for the end of all. Returns the worst exit status."""
+        for process in self.processes:
+            process.join()
+        return max(abs(process.exitcode) for process in self.processes)
+
+
+def run_process(function, folder, environment):
+    """Start a process in a folder, with further variables of the environment. Returns the process."""
     def work():
+        os.environ.update({name: str(value) for name, value in environment.items()})
         os.chdir(folder)
         with open("out", "a", buffering=1) as out:
             os.dup2(out.fileno(), 1)
@@ -56,24 +100,23 @@ def run_process(function, folder):
     return process
 
 
-def whole(function, folder):
-    """Run a process to its end. Returns the seconds.
+def whole(function, folder, ranks=1):
+    """Make a run to its end. Returns the seconds.
 
     Raises:
         RuntimeError: it failed.
     """
     start = time.perf_counter()
-    process = run_process(function, folder)
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"status {process.exitcode}: {(folder / 'out').read_text()[-2000:]}")
+    status = Ranks(function, folder, ranks).join()
+    if status:
+        raise RuntimeError(f"status {status}: {(folder / 'out').read_text()[-2000:]}")
     return time.perf_counter() - start
 
 
-def wait_for(text, folder, process):
-    """Wait until a process has printed a text, or has ended. Returns whether it has printed it."""
-    out = folder / "out"
-    while process.is_alive():
+def wait_for(text, run):
+    """Wait until a run has printed a text, or has ended. Returns whether it has printed it."""
+    out = run.folder / "out"
+    while run.is_alive():
         if out.is_file() and text in out.read_text(errors="replace"):
             return True
         time.sleep(0.002)
@@ -101,41 +144,83 @@ def outcome(folder):
     return stages, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
-def kill_runs(root, words, marker, kills, rng):
+def saved_so_far(folder):
+    """What a killed run had saved: name of a stage -> its validation curve, and the number of epochs that were trained.
+
+    The stage in progress is the last one.
+    """
+    from recbole_flr.training import checkpoint
+
+    _, meta = checkpoint.read(folder / checkpoint.LAST)
+    curves = {name: record["curve"] for name, record in meta["records"].items()}
+    curves[meta["stage"]] = meta["record"]["curve"]
+    return curves, meta["next_epoch"]
+
+
+def nothing_lost(saved, run, reference):
+    """Whether a resumed run has what a killed run had saved, and all epochs of the run that was not killed.
+
+    Args:
+        saved: from :func:`saved_so_far`, at the kill.
+        run, reference: folders of the resumed run and of the one that was not killed.
+    """
+    stages, expected = ({stage["name"]: stage for stage in json.loads((folder / "result.json").read_text())["stages"]}
+                        for folder in (run, reference))
+    curves, trained = saved
+    kept = all(each[name]["curve"][:len(curve)] == curve for each in (stages, expected) for name, curve in curves.items())
+    return kept and stages.keys() == expected.keys() and trained <= expected[list(curves)[-1]]["epochs"] and all(
+        stages[name]["epochs"] == expected[name]["epochs"] for name in expected)
+
+
+def kill_runs(root, words, marker, kills, rng, ranks=1):
     """Kill a run at random moments of one stage, and go on with it.
 
     Returns:
-        dict: `kills`, `before_first_save`, `equal` (runs whose metrics and weights are those of the run that was not killed).
+        dict: `kills`, `before_first_save`, `equal` (runs whose metrics and weights are those of the run that was not killed), and with
+        several ranks `on_one` (kills after the first save whose run was resumed by one process, and lost nothing).
     """
     reference = root / "reference"
     reference.mkdir()
     begin = time.perf_counter()
-    process = run_process(train(words), reference)
-    wait_for(marker, reference, process)
+    run = Ranks(train(words), reference, ranks)
+    wait_for(marker, run)
     reached = time.perf_counter() - begin
-    process.join()
+    run.join()
     seconds = _stage_seconds(reference, marker, time.perf_counter() - begin - reached)
     expected = outcome(reference)
-    found = {"kills": kills, "before_first_save": 0, "equal": 0}
+    found = {"kills": kills, "before_first_save": 0, "equal": 0, **({"on_one": 0} if ranks > 1 else {})}
     for number in range(kills):
         folder = root / str(number)
         folder.mkdir()
-        process = run_process(train(words), folder)
-        if wait_for(marker, folder, process):
+        run = Ranks(train(words), folder, ranks)
+        if wait_for(marker, run):
             time.sleep(rng.random() * seconds)
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        run.kill()
         runs = list((folder / "saved").glob("*"))
         if runs and (runs[0] / "last.safetensors").is_file():
-            whole(train([f"--resume={runs[0]}", words[0]]), folder)
+            if ranks > 1:
+                found["on_one"] += _on_one(folder, runs[0], reference, words)
+            whole(train([f"--resume={runs[0]}", words[0]]), folder, ranks)
         else:
             found["before_first_save"] += 1
             shutil.rmtree(folder / "saved", ignore_errors=True)
-            whole(train(words), folder)
+            whole(train(words), folder, ranks)
         found["equal"] += outcome(folder) == expected
         shutil.rmtree(folder)
     shutil.rmtree(reference)
     return found
+
+
+def _on_one(folder, run, reference, words):
+    """Resume a copy of a killed run by one process. Returns whether nothing was lost."""
+    copy = folder / "one"
+    shutil.copytree(folder / "saved", copy / "saved")
+    own = copy / "saved" / run.name
+    saved = saved_so_far(own)
+    whole(train([f"--resume={own}", words[0]]), copy)
+    kept = nothing_lost(saved, own, next((reference / "saved").iterdir()))
+    shutil.rmtree(copy)
+    return kept
 
 
 def _stage_seconds(folder, marker, rest):
@@ -168,10 +253,9 @@ def kill_conversions(root, kills, rng):
     for number in range(kills):
         folder = root / str(number)
         folder.mkdir()
-        process = run_process(call, folder)
+        run = Ranks(call, folder)
         time.sleep(rng.random() * seconds)
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        run.kill()
         there = (folder / "dataset" / "d").is_dir()
         intact = not there or files(folder) == expected
         found["before_first_save"] += not there
@@ -186,6 +270,7 @@ def main(arguments=None):
     """The command line."""
     options = parser("benchmarks.kills", __doc__, {
         "kills": (20, 1, "kills of each stage, and of the converter"), "seed": (1, 0, "seed of the moments"),
+        "ranks": (1, 1, "processes of a run"),
     })
     options.add_argument("--what", nargs="*", choices=[*RUNS, CONVERTER], help="what is killed (default: everything)")
     given = options.parse_args(arguments)
@@ -208,13 +293,18 @@ def main(arguments=None):
                 results[what] = kill_conversions(root, given.kills, rng)
             else:
                 words, marker = RUNS[what]
-                results[what] = kill_runs(root, [f"--data_path={data}", *words], marker, given.kills, rng)
+                results[what] = kill_runs(root, [f"--data_path={data}", *words], marker, given.kills, rng, given.ranks)
             print(f"{what}: {results[what]}", file=sys.stderr, flush=True)
-    print("| killed | kills | before anything was saved | equal to the run that was not killed |\n|---|---|---|---|")
+    several = given.ranks > 1
+    print("| killed | kills | before anything was saved | equal to the run that was not killed |"
+          + (" resumed by one process: nothing lost |" if several else "") + f"\n|{'---|' * (5 if several else 4)}")
     for what, found in results.items():
-        print(f"| {what} | {found['kills']} | {found['before_first_save']} | {found['equal']} |")
+        print(f"| {what} | {found['kills']} | {found['before_first_save']} | {found['equal']} |"
+              + (f" {found['on_one']} of {found['kills'] - found['before_first_save']} |" if several else ""))
     write_json(given.json, {"seed": given.seed, "results": results, "surroundings": surroundings()})
-    return 0 if all(found["equal"] == found["kills"] for found in results.values()) else 1
+    lost = [each for each in results.values() if each["equal"] < each["kills"]
+            or each.get("on_one", each["kills"]) < each["kills"] - each["before_first_save"]]
+    return 1 if lost else 0
 
 
 if __name__ == "__main__":

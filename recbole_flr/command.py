@@ -11,6 +11,7 @@ import sys
 from recbole_flr import __version__
 from recbole_flr.errors import ConfigError, printable
 from recbole_flr.exit_status import go_on, one_line
+from recbole_flr.processes import check_alone, quiet_torch
 from recbole_flr.words import wants_comparison
 
 USAGE = """\
@@ -83,6 +84,7 @@ def main(arguments=None):
         int: the exit status: 0, 2 after one line on a user's mistake, or 130 after Ctrl-C.
     """
     with one_line("run_recbole_flr") as status:
+        quiet_torch()
         status.code = _run(sys.argv[1:] if arguments is None else arguments)
     return status.code
 
@@ -107,6 +109,7 @@ def _run(arguments):
     if wants_comparison(options):
         from recbole_flr.comparison.command import compare
 
+        check_alone("a comparison")
         return compare(options)
     from recbole_flr.quick_start import run_recbole_flr
 
@@ -120,6 +123,7 @@ def _run(arguments):
     if not searched:
         run_recbole_flr(model, dataset, files, options)
         return 0
+    check_alone("a search")
     from recbole_flr.search import run_search
 
     if "search" not in searched:
@@ -151,6 +155,7 @@ def recommend_main(arguments=None):
         parser.error("argument --skip-unknown: it belongs to --users")
     changes = {"state": "ERROR", "show_progress": False, **({"data_path": given.data_path} if given.data_path else {})}
     with one_line("recommend") as status:
+        check_alone("a recommendation")
         if given.users is not None:
             from recbole_flr.bulk_recommendation import describe, recommend_many
 
@@ -204,6 +209,7 @@ def backbone_main(arguments=None):
     given = parser.parse_args(arguments)
     folder, package = pretrained.cache_folder() / given.name, pretrained.PACKAGES[given.name]
     with one_line("backbone") as status:
+        check_alone("the conversion of a backbone")
         if given.again or not pretrained.is_converted(folder, package):
             pretrained.convert(package, folder)
         print(f"{given.name} is in {folder}. Use it with --backbone={given.name}")
@@ -219,6 +225,7 @@ def export_main(arguments=None):
     given = parser.parse_args(arguments)
     changes = {"state": "ERROR", "show_progress": False, **({"data_path": given.data_path} if given.data_path else {})}
     with one_line("export") as status:
+        check_alone("an export")
         from recbole_flr.export import export
 
         for name, meaning in export(given.checkpoint, given.out, changes).items():

@@ -20,7 +20,7 @@ import recbole.config
 import yaml
 from recbole.utils import InputType, ModelType, argument_list
 
-from recbole_flr import registry
+from recbole_flr import processes, registry
 from recbole_flr.errors import ConfigError
 from recbole_flr.needs import check_processes
 from recbole_flr.options import Loader, check, options_for, parse_text, parse_value
@@ -29,7 +29,7 @@ from recbole_flr.protocol import check_evaluation, check_ranges, check_split_fil
 
 # Options that RecBole reads but declares in none of its yaml files
 UNDECLARED = {
-    "model", "dataset", "nproc", "world_size", "ip", "port", "offset", "local_rank", "group_offset", "neg_sampling",
+    "model", "dataset", "neg_sampling",
     "training_neg_sample_num", "reg_weight", "tail_ratio", "mask_ratio", "ft_ratio", "beta", "eta",
 }
 UNDECLARED_OF = {
@@ -87,6 +87,27 @@ def _check_encoding(name):
     raise ConfigError(f"encoding: found {name!r}, which Python does not know; expected such as utf-8, latin-1 or cp1252")
 
 
+def own_gpu(gpu_id, was_given):
+    """The GPU of this process among several processes: the one whose place is the process's rank on its machine.
+
+    Args:
+        gpu_id (str): the option, numbers with commas between them.
+        was_given: whether a user gave it; by default, all GPUs that CUDA_VISIBLE_DEVICES names, or all of the machine, count.
+
+    Raises:
+        ConfigError: there are fewer GPUs than processes on this machine.
+    """
+    named = gpu_id if was_given and "," in gpu_id else processes.visible_gpus()
+    place = processes.local_rank()
+    if named is None:
+        return str(place)
+    numbers = [number.strip() for number in named.split(",") if number.strip()]
+    if numbers and place >= len(numbers):
+        raise ConfigError(f"gpu_id: found the GPUs {', '.join(numbers)}, expected one for each process of this machine, which has at "
+                          f"least {place + 1}; start fewer processes, or say --use_gpu=False")
+    return numbers[place] if numbers else ""
+
+
 class Config(recbole.config.Config):
     """The options of a run, for a model of the plug-in or of RecBole.
 
@@ -101,6 +122,7 @@ class Config(recbole.config.Config):
     """
 
     def __init__(self, model=None, dataset=None, config_file_list=None, config_dict=None):
+        processes.visible_gpus()  # remembers what RecBole's Config will change
         self._texts = {name: value for name, value in (config_dict or {}).items() if isinstance(value, str)}
         try:
             super().__init__(model, dataset, config_file_list, config_dict)
@@ -187,9 +209,9 @@ class Config(recbole.config.Config):
 
     def _get_final_config_dict(self):
         given = self.external_config_dict
-        check_processes(given)
         self._check_given(given)
         final = super()._get_final_config_dict()
+        check_processes(final)
         check_ranges(final)
         check_split_files(given, final.get("benchmark_filename"))
         _check_encoding(final["encoding"])
@@ -209,6 +231,10 @@ class Config(recbole.config.Config):
         del self._snapshot["MODEL_TYPE"]
         if not final["use_gpu"]:
             final["gpu_id"] = ""  # RecBole chooses the device by gpu_id alone
+        elif processes.world_size() > 1:
+            final["gpu_id"] = own_gpu(str(final["gpu_id"]), "gpu_id" in given)
+        if not processes.is_main():  # one process shows the progress
+            final.update(show_progress=False, log_wandb=False)
         return final
 
     def _check_given(self, given):

@@ -10,8 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from colorama.ansitowin32 import StreamWrapper
+from recbole.trainer import trainer as recbole_trainer
 from recbole.utils import init_logger
 
+from recbole_flr import processes
 from recbole_flr.errors import printable
 from recbole_flr.files import disk_error, writing
 
@@ -24,12 +26,15 @@ _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")  # RecBole colours parts of its lines
 def open_log(config):
     """RecBole's `init_logger`, so that each run of a process has its own file (RecBole's second run would write to none).
 
-    Handlers that others installed stay. Records with `extra=FILE_ONLY` do not reach the console. Within :func:`shared_log` this
+    Of several processes the one with rank 0 writes the log. Handlers that others installed stay. Records with `extra=FILE_ONLY` do not reach the console. Within :func:`shared_log` this
     does nothing.
     """
     if _state["shared"]:
         return
     root = logging.getLogger()
+    if not processes.is_main():  # the process with rank 0 writes the log
+        root.addHandler(logging.NullHandler())
+        return
     for handler in _handlers:
         root.removeHandler(handler)
         with suppress(OSError):  # what a full disk refused stays refused
@@ -105,6 +110,25 @@ class Curves:
         self._call("close")
 
 
+class Silent:
+    """Stands in for tensorboard's writer and writes nothing."""
+
+    def add_scalar(self, *args, **kwargs):
+        """Does nothing."""
+
+    add_hparams = flush = close = add_scalar
+
+
+@contextmanager
+def no_curves():
+    """Within this context, RecBole's trainers get a tensorboard that writes nothing."""
+    before, recbole_trainer.get_tensorboard = recbole_trainer.get_tensorboard, lambda logger: Silent()
+    try:
+        yield
+    finally:
+        recbole_trainer.get_tensorboard = before
+
+
 def _for_console(record):
     """Whether a record is for the console: not the long ones, and not what RecBole's data package notes about its loaders."""
     routine = record.levelno <= logging.INFO and Path(record.pathname).parts[-3:-1] == ("recbole", "data")
@@ -160,4 +184,5 @@ def no_foreign_warnings():
         for category in (FutureWarning, DeprecationWarning, UserWarning):
             warnings.filterwarnings("ignore", category=category, module=r"recbole\.")
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*inplace method.*")
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         yield

@@ -26,10 +26,14 @@ class LossPart:
     Attributes:
         value: scalar tensor.
         weight: number, or scalar tensor if it is learned.
+        mean_over: what the value is a mean over, one of the names in :meth:`Recommender.loss_counts`. A value that does not
+            depend on the batch counts as a mean over rows. A value that is no mean has to see the rows of all processes
+            (:func:`recbole_flr.distributed.gather_rows`).
     """
 
     value: torch.Tensor
     weight: torch.Tensor | float = 1.0
+    mean_over: str = "rows"
 
     @property
     def has_weight(self):
@@ -110,6 +114,17 @@ class Recommender:
     def best_scores(self, interaction, k):
         """Scores of all items, of which only the best k must be right: [B, n_items]."""
         return self.full_sort_predict(interaction).view(len(interaction), -1)
+
+    def loss_counts(self, interaction):
+        """Over how many things the means in the loss of a batch are taken: name -> number, or a tensor of one.
+
+        The name `rows` is always there. With the numbers, the losses of parts of a batch give the loss of the whole batch.
+        """
+        return {"rows": len(interaction)}
+
+    def row_costs(self, interaction):
+        """What each training row costs, such as the tokens of its prompt: [rows], or None if all rows cost the same."""
+        return None
 
     def before_validation(self, valid_data):
         """Called before each validation of a model with stages. The model may choose on the validation rows what it does not learn
@@ -229,6 +244,10 @@ class Thinker(Recommender, ABC):
     def prompt_lengths(self, interaction):
         """How much there is to read in each row, [rows] int64: rows of similar length form a training batch."""
         return interaction[self.ITEM_SEQ_LEN]
+
+    def row_costs(self, interaction):
+        """See :meth:`Recommender.row_costs`."""
+        return self.prompt_lengths(interaction)
 
     @abstractmethod
     def freeze_encoder(self):

@@ -54,6 +54,23 @@ class DiskError(FLRError):
     """A file that cannot be written, because the disk is full or refuses it."""
 
 
+class LostProcess(FLRError):
+    """Another process of the same run has ended, so this one cannot go on."""
+
+
+class AlreadySaid(FLRError):
+    """A process that was started for the run has ended with a message of its own, which is printed.
+
+    Args:
+        message (str): for those who call from Python.
+        status (int): the exit status of that process.
+    """
+
+    def __init__(self, message, status=2):
+        super().__init__(message)
+        self.status = status
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with a message that says how to go on."""
 

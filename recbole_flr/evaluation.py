@@ -14,7 +14,10 @@ import torch
 from recbole.evaluator import Collector, Evaluator
 from tabulate import tabulate
 
+from recbole_flr.distributed import gather_in_turns, gather_json, size
+
 TITLE_RANK = "rec.title_rank"
+PER_BATCH = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label", TITLE_RANK)  # tensors that grow in an evaluation
 METRICS = {  # of ranks that count from 1
     "title_hit": lambda rank, k: (rank <= k).double(),
     "title_ndcg": lambda rank, k: torch.where(rank <= k, math.log(2) / (rank + 1).double().log(), 0.0),
@@ -61,18 +64,53 @@ def item_ranks(scores, targets, top_items):
     return torch.where(found.any(1), found.int().argmax(1) + 1, rank)
 
 
-class RankCollector(Collector):
-    """RecBole's collector, which also keeps the ranks of the targets and the best items of each row.
+class SharedCollector(Collector):
+    """RecBole's collector, which also takes what other processes have collected, if they evaluate batches in turns.
+
+    RecBole means the metrics of the processes instead, weighted by a number that is not that of their rows.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self._lengths = {}  # name of a tensor that grows from batch to batch -> its rows in each batch
+
+    def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
+        before = {name: len(self.data_struct[name]) if name in self.data_struct else 0 for name in PER_BATCH}
+        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+        self._note(before)
+
+    def _note(self, before):
+        """Note how many rows each tensor has got."""
+        for name in PER_BATCH:
+            if name in self.data_struct and len(self.data_struct[name]) > before[name]:
+                self._lengths.setdefault(name, []).append(len(self.data_struct[name]) - before[name])
+
+    def get_data_struct(self):
+        """RecBole's, with the rows of all processes in the order in which one process would have them."""
+        lengths, self._lengths = self._lengths, {}
+        if size() > 1:
+            names = next((each for each in gather_json(list(lengths)) if each), ())  # a process may have had no batch
+            for name in names:
+                pieces = self.data_struct[name].cpu().split(lengths[name]) if name in lengths else []
+                self.data_struct.set(name, torch.cat(gather_in_turns(list(pieces))))
+        return super().get_data_struct()
+
+
+class RankCollector(SharedCollector):
+    """A collector that also keeps the ranks of the targets and the best items of each row.
 
     Args:
         config: RecBole's.
         title_ids: [n_items] int64, equal for items of equal title; None for no title-level ranks.
+
+    Attributes:
+        batch_rows: rows of each batch that this process ranked, of the evaluation that :meth:`take_ranks` was called for.
     """
 
     def __init__(self, config, title_ids=None):
         super().__init__(config)
         self.title_ids = None if title_ids is None else title_ids.to(config["device"])
-        self._parts, self._rows = [], 0
+        self._parts, self.batch_rows = [], []
 
     def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
@@ -80,13 +118,14 @@ class RankCollector(Collector):
         top_scores, top_items = torch.topk(scores_tensor, min(max(self.topk), scores_tensor.shape[1]), dim=-1)
         scores = scores_tensor if torch.equal(row, torch.arange(len(scores_tensor), device=row.device)) else scores_tensor[row]
         part = {
-            "row": row + self._rows, "target": target, "item_rank": item_ranks(scores, target, top_items[row]),
+            "row": row, "target": target, "item_rank": item_ranks(scores, target, top_items[row]),
             "top_items": top_items, "top_scores": top_scores,
         }
         if self.title_ids is not None:
             part["title_rank"] = title_ranks(scores, self.title_ids, target, max(self.topk))
+            before = {name: len(self.data_struct[name]) if name in self.data_struct else 0 for name in PER_BATCH}
             self.data_struct.update_tensor(TITLE_RANK, part["title_rank"])
-        self._rows += len(scores_tensor)
+            self._note(before)
         self._parts.append({name: value.cpu() for name, value in part.items()})
 
     def get_data_struct(self):
@@ -103,10 +142,17 @@ class RankCollector(Collector):
             rows of the evaluated loader, item ids are RecBole's internal ones, and ranks count from 1 (n_items + 1 if not reached).
             `top_items` [rows, K] int32 and `top_scores` [rows, K] float32, the best first.
         """
-        parts, self._parts, self._rows = self._parts, [], 0
-        if not parts:
+        parts, self._parts = self._parts, []
+        self.batch_rows = [len(part["top_items"]) for part in parts]
+        names = next((each for each in gather_json(list(parts[0]) if parts else None) if each), None)
+        if names is None:
             return {}
-        ranks = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+        pieces = {name: gather_in_turns([part[name] for part in parts]) for name in names}
+        first = 0
+        for number, batch in enumerate(pieces["top_items"]):  # which has a line for each row of the batch
+            pieces["row"][number] = pieces["row"][number] + first
+            first += len(batch)
+        ranks = {name: torch.cat(each).numpy() for name, each in pieces.items()}
         return {name: value.astype(np.float32 if name == "top_scores" else np.int32) for name, value in ranks.items()}
 
 

@@ -1,10 +1,14 @@
-"""How a command ends: with a result, or with one line that says what went wrong, and an exit status."""
+"""How a command ends: with a result, or with one line that says what went wrong, and an exit status.
+
+If the run has several processes, all of them together print the line once.
+"""
 
 import os
 import sys
 from contextlib import contextmanager
 
-from recbole_flr.errors import FLRError, Interrupted
+from recbole_flr.errors import AlreadySaid, FLRError, Interrupted
+from recbole_flr.processes import speaks
 
 
 class Status:
@@ -27,12 +31,16 @@ def one_line(program, interrupted="interrupted; nothing was saved"):
     status = Status()
     try:
         yield status
+    except AlreadySaid as error:
+        status.code = error.status
     except FLRError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        if speaks(error):
+            print(f"{program}: {error}", file=sys.stderr)
         status.code = 2
     except KeyboardInterrupt as error:
         message = str(error) if isinstance(error, Interrupted) else interrupted
-        print(f"\n{program}: {message}", file=sys.stderr)
+        if speaks(message):
+            print(f"\n{program}: {message}", file=sys.stderr)
         status.code = 130
     except BrokenPipeError:  # such as `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,19 +6,11 @@ from logging import getLogger
 from recbole.utils import init_seed, set_color
 from tabulate import tabulate
 
+from recbole_flr.console import Silent
 from recbole_flr.result import duration
 
 CHOICES = (1, 2, 4, 8)
 AUTO = "auto"
-
-
-class Silent:
-    """Stands in for tensorboard's writer and writes nothing."""
-
-    def add_scalar(self, *args, **kwargs):
-        """Does nothing."""
-
-    add_hparams = flush = add_scalar
 
 
 def choose_num_factors(config, loaders, build_model, build_trainer):

@@ -1,4 +1,4 @@
-"""What a run needs before it starts: one process, and for some of RecBole's models labels, features or other data.
+"""What a run needs before it starts: processes that fit each other, and for some models labels, features or other data.
 
 RecBole fails without these in places far from the cause. Here such a run is refused before anything is written, with the option
 that gives what is missing. docs/recbole_models.md lists the models.
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from recbole.utils import ModelType
 
-from recbole_flr.allowed_values import accepts
 from recbole_flr.errors import ConfigError, DataError
+from recbole_flr.processes import world_size
 from recbole_flr.protocol import WITHOUT_CUTOFF
 
 FEATURE_MODELS = ("FDSA", "GRU4RecF", "SASRecF")  # sequential models that read features of the items
@@ -27,25 +27,31 @@ PICKLED_WEIGHTS = ("pre_model_path", "mf_pretrain_path", "mlp_pretrain_path", "p
 STAGED_BY_PICKLES = ("RaCT", "S3Rec")  # their first stage writes a pickle, which their next stage reads
 
 
-def check_processes(options, environment=os.environ):
-    """Refuse more than one process: each would train a copy of its own.
+LAUNCH = ("nproc", "world_size", "ip", "port", "group_offset")  # options of how a run is started, not of the run
+
+
+def check_processes(options):
+    """Refuse options of several processes that do not fit each other, or that a launcher has settled already.
 
     Args:
-        options (dict): what a user gave; `nproc` and `world_size` count.
-        environment: `WORLD_SIZE`, which torchrun sets, counts.
+        options (dict): all options; those of LAUNCH count.
 
     Raises:
-        ConfigError: says where more than one process is asked for.
+        ConfigError: says which one, and what is expected.
     """
-    asked = {name: options[name] for name in ("nproc", "world_size") if options.get(name) is not None}
-    if environment.get("WORLD_SIZE"):
-        asked["WORLD_SIZE (torchrun sets it)"] = environment["WORLD_SIZE"]
-    for name, value in asked.items():
-        if not (accepts("int", value) or str(value).strip().lstrip("-").isdigit()) or int(value) > 1:
-            raise ConfigError(
-                f"{name}: found {value!r}, expected 1: a run has one process, and several would train independent "
-                "copies; start it without torchrun, nproc and world_size"
-            )
+    count, offset = options["nproc"], options["group_offset"]
+    world = options["world_size"] if options["world_size"] not in (None, -1) else count
+    if world_size() > 1 and (count > 1 or world > 1):
+        if world_size() != world or count != int(os.environ.get("LOCAL_WORLD_SIZE") or count):
+            raise ConfigError(f"nproc, world_size: found {count} and {world}, but a launcher such as torchrun has started "
+                              f"{world_size()} processes already; leave these options out")
+        return
+    if world < offset + count:
+        raise ConfigError(f"world_size: found {world}, expected at least group_offset + nproc = {offset + count}: it counts the "
+                          "processes of all machines")
+    if world > count and (options["port"] is None or options["ip"] == "localhost"):
+        raise ConfigError("ip, port: found the defaults with several machines; expected the address of the machine whose "
+                          "group_offset is 0, and one free port of it, the same on all machines")
 
 
 def check_needs(config):

@@ -2,6 +2,7 @@
 
 import shlex
 from contextlib import contextmanager
+from itertools import islice
 from logging import getLogger
 from time import perf_counter
 
@@ -9,19 +10,23 @@ from recbole.utils import ModelType, get_environment, get_trainer, init_seed, se
 
 from recbole_flr import registry
 from recbole_flr.config import Config
-from recbole_flr.console import FILE_ONLY, log_file, no_foreign_warnings, open_log
+from recbole_flr.console import FILE_ONLY, Silent, log_file, no_foreign_warnings, open_log
 from recbole_flr.data.loading import load_dataset, read_titles, split, title_groups
+from recbole_flr.data.sharing import share_rows
+from recbole_flr.distributed import gather_json, in_turns, is_main, joined, lost_process, main_first, rank, size
 from recbole_flr.errors import (
     ConfigError,
     DataError,
     DiskError,
     Interrupted,
+    LostProcess,
     enough_memory,
 )
 from recbole_flr.evaluation import metrics_table
 from recbole_flr.factor_statistics import examples, factor_statistics
 from recbole_flr.files import write_json
-from recbole_flr.needs import check_needs, check_sizes
+from recbole_flr.launch import launch, wants_launch
+from recbole_flr.needs import LAUNCH, check_needs, check_sizes
 from recbole_flr.paths import LOG_FOLDERS, check_folder, check_run
 from recbole_flr.result import (
     EXAMPLES,
@@ -58,9 +63,12 @@ def _set_up(config, trained=False):
     logger.info(f"{config['model']} on {config['dataset']}, seed {config['seed']}. Options that differ from the defaults: "
                 f"{given or 'none'}. All options are in {log_file()}.")
     with no_foreign_warnings():
-        dataset = load_dataset(config, create=not trained)
+        with main_first():  # it makes files that are missing
+            dataset = load_dataset(config, create=not trained)
         check_sizes(config, dataset)
         loaders = split(config, dataset)
+    # a traditional model counts in its loss: each process counts all rows
+    shared = [] if config["MODEL_TYPE"] == ModelType.TRADITIONAL else share_rows(loaders[0])
     logger.info(dataset, extra=FILE_ONLY)
     rows = ", ".join(f"{len(loader._dataset.inter_feat)} {part}" for part, loader in zip(("train", "valid", "test"), loaders))
     logger.info(f"Data: {dataset.user_num - 1} users, {dataset.item_num - 1} items, rows: {rows}.")
@@ -74,6 +82,10 @@ def _set_up(config, trained=False):
         choose_num_factors(config, loaders, build_model, lambda config, model: _trainer(config, model, dataset))
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model = build_model(config)
+    for rows in shared[:1]:  # RecBole's loaders of graphs have a second one, whose rows all cost the same
+        rows.costs = model.row_costs(loaders[0]._dataset.inter_feat)
+    if rank():  # all processes have built the same model; from here on each has its own dropout and noise
+        init_seed(config["seed"] + rank(), config["reproducibility"])
     logger.info(model, extra=FILE_ONLY)
     logger.info(f"Model: {sum(p.numel() for p in model.parameters() if p.requires_grad):,} trained parameters.")
     return dataset, loaders, model
@@ -133,7 +145,7 @@ def _options_of_run(name, model, dataset, config_file_list, options):
     if config_file_list:
         raise ConfigError(f"{name}: found config_files too; the run's options come from its folder, change single ones "
                           "with --key=value")
-    stored = checkpoint.read_config(path)
+    stored = {key: value for key, value in checkpoint.read_config(path).items() if key not in LAUNCH}
     for what, given in (("model", model), ("dataset", dataset)):
         if given not in (None, stored[what]):
             raise ConfigError(f"{name}: the run at {path} has {what}={stored[what]}, found --{what}={given}; leave it out")
@@ -191,8 +203,8 @@ def train_only(config, on_start, on_validation):
     Returns:
         best score and result in validation, of the best stage.
     """
-    from recbole_flr.factor_choice import Silent
-
+    if wants_launch(config):
+        raise ConfigError(f"nproc: found {config['nproc']}, but a trial of a search runs in one process; expected 1")
     _, (train_data, valid_data, _), trainer = _prepare(config)
     trainer.tensorboard.close()
     trainer.tensorboard = Silent()  # RecBole names its folder after the log file, which all trials share
@@ -224,24 +236,28 @@ def run_recbole_flr(model=None, dataset=None, config_file_list=None, config_dict
     config = configure(model, dataset, config_file_list, config_dict)
     if saved:
         check_folder(*((config["resume"], "resume") if config["resume"] else (config["checkpoint_dir"], "checkpoint_dir")))
-    dataset, loaders, trainer = _prepare(config)
-    described = describe_run(config, trainer.model, dataset, loaders)  # now, as files may change while the run goes on
-    with trainer.lock, _can_go_on(trainer), enough_memory("this run"):
-        return _train_and_test(config, dataset, loaders, trainer, described, start, saved)
+    if wants_launch(config):
+        return launch(config, run_recbole_flr, model, dataset, config_file_list, config_dict, saved)
+    with joined(config["device"]):
+        dataset, loaders, trainer = _prepare(config)
+        described = describe_run(config, trainer.model, dataset, loaders)  # now, as files may change while the run goes on
+        with trainer.lock, _can_go_on(trainer), enough_memory("this run"):
+            return _train_and_test(config, dataset, loaders, trainer, described, start, saved)
 
 
 @contextmanager
 def _can_go_on(trainer):
-    """Say how to go on with a run that Ctrl-C or a full disk ended; a run without any weights leaves no folder."""
+    """Say how to go on with a run that Ctrl-C, a full disk or a lost process ended; a run without weights leaves no folder."""
     try:
-        yield
-    except (KeyboardInterrupt, DiskError) as error:
+        with lost_process():
+            yield
+    except (KeyboardInterrupt, DiskError, LostProcess) as error:
         trainer.remove_empty_folder()
         folder = shlex.quote(str(trainer.folder))
         how = (f"go on with:  python run_recbole_flr.py --resume={folder}" if trainer.can_go_on() else
                "nothing was saved that it could go on from; start it again with the same command")
-        if isinstance(error, DiskError):
-            raise DiskError(f"{error}; then {how}") from error
+        if isinstance(error, (DiskError, LostProcess)):
+            raise type(error)(f"{error}; then {how}") from error
         raise Interrupted(f"interrupted; {how}") from error
     except Exception:
         trainer.remove_empty_folder()
@@ -270,8 +286,10 @@ def _train_and_test(config, dataset, loaders, trainer, described, start, saved):
                    "test_result": test["test_result"]}
             for name, test in tests.items()
         })
-    if saved and (trainer.trained_epochs or not (trainer.folder / RESULT).is_file()):  # a finished run stays as it is
-        _write_results(config, trainer.model, dataset, loaders, trainer, tests, kept, described, start)
+    # a finished run stays as it is
+    with trainer.whole_model():
+        if saved and is_main() and (trainer.trained_epochs or not (trainer.folder / RESULT).is_file()):
+            _write_results(config, trainer.model, dataset, loaders, trainer, tests, kept, described, start)
     _log_result(config, trainer, tests, kept, perf_counter() - start)
     return result
 
@@ -319,11 +337,19 @@ def _test(trainer, test_data, show_progress, saved):
         file = trainer.stage_file(name) if saved else None
         with trainer.model.kept_texts() as texts:
             result = trainer.evaluate(test_data, load_best_model=saved, model_file=file, show_progress=show_progress)
+        if texts and size() > 1:
+            texts = _all_texts(texts, trainer.eval_collector.batch_rows)
         seconds = round(perf_counter() - start, 2)
         found[name] = {"test_result": result, "ranks": trainer.ranks, "texts": texts, "seconds": seconds}
     if saved and len(found) > 1:
         trainer.load_weights()  # of the stage that is kept
     return found
+
+
+def _all_texts(texts, batch_rows):
+    """The texts of the rows of all processes, in the order of the rows. `batch_rows` are the rows of this process's batches."""
+    pieces = iter(texts)
+    return [text for batch in in_turns(gather_json([list(islice(pieces, rows)) for rows in batch_rows])) for text in batch]
 
 
 def _log_result(config, trainer, tests, kept, seconds):

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from recbole_flr.distributed import size
 from recbole_flr.files import new_file
 
 RESULT, RANKS, EXAMPLES, THOUGHTS = "result.json", "ranks.npz", "examples.json", "thoughts.jsonl"
@@ -110,7 +111,7 @@ def hardware(device):
     on_gpu = torch.device(device).type == "cuda"
     return {
         "cpu": first("/proc/cpuinfo", r"model name\s*: (.*)") or platform.processor(), "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(), "memory_bytes": memory and int(memory) * 1024,
+        "processes": size(), "threads": torch.get_num_threads(), "memory_bytes": memory and int(memory) * 1024,
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None, "system": platform.platform(),
     }
 

@@ -5,22 +5,28 @@
 """
 
 import shutil
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter, strftime
 
 import torch
+from recbole.trainer import Trainer
 from recbole.utils import EvaluatorType
 
-from recbole_flr.console import Curves
+from recbole_flr.console import Curves, no_curves
+from recbole_flr.data.sharing import share_batches
+from recbole_flr.distributed import from_first, is_main
 from recbole_flr.errors import CheckpointError, TrainingError
-from recbole_flr.evaluation import RankCollector, TitleEvaluator, metrics_table
+from recbole_flr.evaluation import RankCollector, SharedCollector, TitleEvaluator, metrics_table
 from recbole_flr.files import write_json, writing
 from recbole_flr.identity import KEY, run_key
 from recbole_flr.result import PeakMemory, duration
 from recbole_flr.training import checkpoint
 from recbole_flr.training.header import State, Weights, check_header
 from recbole_flr.training.lock import FolderLock
+from recbole_flr.training.shared_files import check_seen, random_of_all, restore_random, write_once
+from recbole_flr.training.steps import SharedSteps
 
 
 def new_run_folder(config):
@@ -58,9 +64,9 @@ class SafeCheckpoints:
     rate_option = "learning_rate"  # name of the option with the learning rate of the stage in progress
 
     def __init__(self, config, model):
-        with writing("log_tensorboard"):
+        with writing("log_tensorboard"), nullcontext() if is_main() else no_curves():
             super().__init__(config, model)
-        self.tensorboard = Curves(self.tensorboard)
+        self.tensorboard = Curves(self.tensorboard) if is_main() else self.tensorboard
         self.folder, self.lock = None, FolderLock()
         self.results, self.records, self.ranks, self.best_epoch = {}, {}, {}, None
         self.trained_epochs = 0
@@ -70,8 +76,7 @@ class SafeCheckpoints:
         self._saved = self._resumed = self._verbose = False
         self._spent, self._started = 0.0, None  # seconds of this stage before this process, and since when it goes on here
         self._memory = PeakMemory(self.device)
-        if config["eval_type"] == EvaluatorType.RANKING:
-            self.eval_collector = RankCollector(config)
+        self.eval_collector = (RankCollector if config["eval_type"] == EvaluatorType.RANKING else SharedCollector)(config)
 
     def report_titles(self, title_ids):
         """Add title-level metrics. title_ids: [n_items] int64, equal for items of equal title."""
@@ -81,36 +86,38 @@ class SafeCheckpoints:
     # saving
 
     def open_folder(self):
-        """Create the run's folder on first use, and write what does not change."""
+        """Create the run's folder on first use, and write what does not change. Of several processes one does it for all."""
         if self.folder is None:
-            with writing(self.config["checkpoint_dir"]):
-                self.folder, self._is_new = new_run_folder(self.config), True
-                self.model.save_files(self.folder)
-            write_json(self.folder / KEY, run_key(self.config))
-            write_json(self.folder / checkpoint.CONFIG, self.config.snapshot())
-        self.lock.take(self.folder)
+            if is_main():
+                with writing(self.config["checkpoint_dir"]):
+                    self.folder, self._is_new = new_run_folder(self.config), True
+                    self.model.save_files(self.folder)
+                write_json(self.folder / KEY, run_key(self.config))
+                write_json(self.folder / checkpoint.CONFIG, self.config.snapshot())
+            self.folder = Path(from_first(str(self.folder)))
+            check_seen(self.folder / checkpoint.CONFIG)
+        if is_main():
+            self.lock.take(self.folder)
         self.saved_model_file = str(self.folder / checkpoint.BEST)
         return self.folder
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         """Save the best weights so far (RecBole calls this when validation improves, or each epoch without validation)."""
-        if not self.config["single_spec"] and self.config["local_rank"] != 0:
-            return
         path = kwargs.pop("saved_model_file", None) or self.open_folder() / checkpoint.BEST
         self.best_epoch = epoch if epoch >= 0 else None
         tensors, meta = checkpoint.pack_model(self.model)
         tensors.update(checkpoint.pack_ranks(self._valid_ranks))
         data = self.config["data_fingerprint"]
-        checkpoint.write(path, tensors, {**meta, "data": data, "stage": self.stage_name, "epoch": epoch})
+        write_once(path, tensors, {**meta, "data": data, "stage": self.stage_name, "epoch": epoch})
 
     def _save_progress(self, next_epoch, train_data):
         """Save all that is needed to go on at `next_epoch` of this stage."""
-        if not self._saved or not self.config["checkpoint_every"] or self.config["local_rank"] != 0:
+        if not self._saved or not self.config["checkpoint_every"]:
             return
         model_tensors, model_meta = checkpoint.pack_model(self.model)
         optimizer_tensors, optimizer_meta = checkpoint.pack_optimizer(self.optimizer)
-        random_tensors, random_meta = checkpoint.pack_random(_generator(train_data))
-        checkpoint.write(
+        random_tensors, random_meta = random_of_all(_generator(train_data))
+        write_once(
             self.open_folder() / checkpoint.LAST,
             {**model_tensors, **optimizer_tensors, **random_tensors},
             {
@@ -209,7 +216,7 @@ class SafeCheckpoints:
         if self._resumed:
             self._resumed = False
             with checkpoint.undamaged(self.folder / checkpoint.LAST):
-                checkpoint.unpack_random(*self._random, _generator(train_data))
+                restore_random(*self._random, self.config, _generator(train_data))
             if self.start_epoch >= self.epochs or self.cur_step > self.stopping_step:
                 return self._leave_stage((self.best_valid_score, self.best_valid_result))
         result = super().fit(train_data, valid_data, False, saved, show_progress, callback_fn)
@@ -281,12 +288,14 @@ class SafeCheckpoints:
         """RecBole's evaluate; the best weights are read from safetensors. Sets :attr:`ranks`."""
         if eval_data and load_best_model:
             self.load_weights(model_file)
-        result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        with self.whole_model():
+            result = super().evaluate(share_batches(eval_data), load_best_model=False, show_progress=show_progress)
         self.ranks = self.eval_collector.take_ranks() if isinstance(self.eval_collector, RankCollector) else {}
         return result
 
 
 @lru_cache(maxsize=None)
 def with_safe_checkpoints(trainer_class):
-    """A RecBole trainer class -> the same with :class:`SafeCheckpoints`."""
-    return type(trainer_class.__name__, (SafeCheckpoints, trainer_class), {})
+    """A RecBole trainer class -> the same with :class:`SafeCheckpoints`, whose steps several processes share."""
+    bases = (SafeCheckpoints, SharedSteps) if trainer_class is Trainer else (SafeCheckpoints, trainer_class, SharedSteps)
+    return type(trainer_class.__name__, bases, {})

@@ -28,6 +28,7 @@ LAYERS = [  # from the command line down to what all share
     ["quick_start", "search_result", "search_space", "search_process", "user_files"],
     ["factor_choice", "training.staged"],
     ["trainer", "rows", "factor_statistics"],
+    ["training.steps", "training.shared_files", "launch"],
     ["identity"],
     ["result", "evaluation", "console"],
     ["config"],
@@ -47,6 +48,7 @@ LAYERS = [  # from the command line down to what all share
     ["training.schedule"],
     ["training.stage", "training.grpo", "training.lock", "training.untrained", "model.titles"],
     ["training.checkpoint", "model.tree", "model.item_encoder"],
+    ["training.sharding"],
     ["model.reasoner"],
     ["model.factors", "model.backbone", "model.mixture", "model.blend", "model.text_vectors",
      "model.remembered"],
@@ -56,6 +58,7 @@ LAYERS = [  # from the command line down to what all share
     ["decoding.scorer"],
     ["decoding.trie"],
     ["data.batching", "data.packing", "data.prefixes"],
+    ["data.sharing"],
     ["data.prompt"],
     ["data.catalog"],
     ["data.loading"],
@@ -63,6 +66,8 @@ LAYERS = [  # from the command line down to what all share
     ["data.atomic", "data.table"],
     ["ragged", "contracts", "pretrained", "files", "paths", "exit_status", "store", "training.header", "model.hub",
      "model.precision"],
+    ["distributed"],
+    ["processes"],
     ["errors", "words", "comparison", "data", "model", "training", ""],
 ]
 UNWANTED = ("model", "decoding", "transformers", "peft", "dataset_scripts", "comparison")  # in a run of SASRec

@@ -8,9 +8,13 @@ import pytest
 from benchmarks.recbole_models import GIVEN, METRICS, try_model, write_dataset
 from helpers_data import write_set
 
-from recbole_flr.command import main
+from recbole_flr.command import backbone_main, export_main, main, recommend_main
+from recbole_flr.comparison.command import report_main
 from recbole_flr.errors import ConfigError
 from recbole_flr.needs import check_processes, check_sizes
+
+
+ONE_PROCESS = {"nproc": 1, "world_size": None, "ip": "localhost", "port": None, "group_offset": 0}
 
 
 @pytest.fixture(scope="module")
@@ -20,30 +24,40 @@ def every(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "options, environment",
+    "options, started, said",
     [
-        ({"nproc": 2}, {}),
-        ({"world_size": 2}, {}),
-        ({"world_size": "2"}, {}),
-        ({"nproc": "two"}, {}),
-        ({}, {"WORLD_SIZE": "2"}),
+        ({"nproc": 2}, 3, r"nproc, world_size: found 2 and 2, but a launcher such as torchrun has started 3 processes already"),
+        ({"world_size": 2}, 4, "nproc, world_size: found 1 and 2"),
+        ({"nproc": 2, "world_size": 3, "group_offset": 2}, 1, r"world_size: found 3, expected at least group_offset \+ nproc = 4"),
+        ({"nproc": 2, "world_size": 4, "port": 29500}, 1, "ip, port: found the defaults with several machines"),
+        ({"nproc": 2, "world_size": 4, "ip": "10.0.0.1"}, 1, "ip, port: found the defaults with several machines"),
     ],
 )
-def test_several_processes_are_refused(options, environment):
-    with pytest.raises(ConfigError, match=r"expected 1: a run has one process.*start it without torchrun"):
-        check_processes(options, environment)
+def test_processes_that_do_not_fit_each_other(monkeypatch, options, started, said):
+    monkeypatch.setenv("WORLD_SIZE", str(started))
+    with pytest.raises(ConfigError, match=said):
+        check_processes({**ONE_PROCESS, **options})
 
 
-def test_one_process_is_fine():
-    check_processes({"nproc": 1, "world_size": 1}, {"WORLD_SIZE": "1"})
-    check_processes({"nproc": None}, {})
-
-
-def test_torchrun_is_refused_before_anything_is_written(monkeypatch, capsys, session_data):
+def test_processes_that_fit(monkeypatch):
+    check_processes({**ONE_PROCESS, "nproc": 2})
+    check_processes({**ONE_PROCESS, "nproc": 2, "world_size": -1})  # RecBole's own default
+    check_processes({**ONE_PROCESS, "nproc": 2, "world_size": 4, "group_offset": 2, "ip": "10.0.0.1", "port": 29500})
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["--model=SASRec", "--dataset=tiny", f"--data_path={session_data}"]) == 2
+    check_processes(ONE_PROCESS)
+    check_processes({**ONE_PROCESS, "nproc": 2})  # the processes that this option has started
+
+
+@pytest.mark.parametrize("call, words, what", [
+    (main, ["--model=SASRec,BPR", "--dataset=tiny"], "a comparison"), (main, ["--dataset=tiny", "--search=default"], "a search"),
+    (recommend_main, ["--checkpoint=x", "--history", "Robot"], "a recommendation"), (report_main, ["x"], "a report"),
+    (export_main, ["--checkpoint=x", "--out=y"], "an export"), (backbone_main, ["smollm2-135m"], "the conversion of a backbone"),
+])
+def test_other_commands_refuse_several_processes(monkeypatch, capsys, call, words, what):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert call(words) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "WORLD_SIZE (torchrun sets it): found '2', expected 1" in err
+    assert err.count("\n") == 1 and f"WORLD_SIZE: found 2, so a launcher such as torchrun started several processes, but {what} runs in one" in err
     assert not list(Path().iterdir())
 
 

@@ -268,7 +268,7 @@ def test_parse_text(text, meant):
 def test_text_options():
     options = options_for("FLR", "toys_demo", SHARED)
     assert {name for name, option in options.items() if option.is_text} == {
-        "backbone", "tokenizer", "item_noun", "TITLE_FIELD", "DUPLICATE_FIELD", "resume", "checkpoint", "encoding",
+        "backbone", "tokenizer", "item_noun", "TITLE_FIELD", "DUPLICATE_FIELD", "resume", "checkpoint", "encoding", "ip",
         "valid_metric",
     }
 

@@ -22,6 +22,7 @@ from recbole_flr.comparison.summary import sentences, summarise
 from recbole_flr.comparison.table import tables
 from recbole_flr.errors import DataError, FLRError
 from recbole_flr.exit_status import one_line
+from recbole_flr.processes import check_alone
 from recbole_flr.result import duration
 
 
@@ -156,6 +157,7 @@ def report_main(arguments=None):
     parser.add_argument("--search", nargs="+", default=[], help="folders of searches, whose plots the report shows too")
     given = parser.parse_args(arguments)
     with one_line("report") as status:
+        check_alone("a report")
         check_report_packages()
         runs = [read_run(folder) for folder in dict.fromkeys(given.runs)]
         datasets = list(dict.fromkeys(run.dataset for run in runs))

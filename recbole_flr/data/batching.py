@@ -83,14 +83,22 @@ class Repeat:
     Attributes:
         interaction: RecBole's batch.
         is_first: whether this is the first time.
+        start: number of the first row, if this is a part of a batch.
     """
 
-    def __init__(self, interaction, is_first):
-        self.interaction, self.is_first = interaction, is_first
+    def __init__(self, interaction, is_first, start=0):
+        self.interaction, self.is_first, self.start = interaction, is_first, start
+
+    def __len__(self):
+        return len(self.interaction)
+
+    def __getitem__(self, rows):
+        """Some rows, a slice."""
+        return Repeat(self.interaction[rows], self.is_first, self.start + rows.start)
 
     def to(self, device):
         """The same on another device."""
-        return Repeat(self.interaction.to(device), self.is_first)
+        return Repeat(self.interaction.to(device), self.is_first, self.start)
 
 
 class Repeated:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from recbole_flr.data.prompt import IGNORE
+from recbole_flr.data.sharing import own_share
 
 
 def user_sequences(dataset, max_history):
@@ -78,6 +79,13 @@ class Packed:
     def __init__(self, ids, positions, segment, labels):
         self.ids, self.positions, self.segment, self.labels = ids, positions, segment, labels
 
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, rows):
+        """Some rows, a slice."""
+        return Packed(*(t[rows] for t in (self.ids, self.positions, self.segment, self.labels)))
+
     def to(self, device):
         """The same batch on another device."""
         return Packed(*(t.to(device) for t in (self.ids, self.positions, self.segment, self.labels)))
@@ -142,7 +150,7 @@ class PackedLoader:
         for batch in range(batches):  # the rows are spread evenly over the batches, so that len() is exact
             part = rows[batch * len(rows) // batches:(batch + 1) * len(rows) // batches]
             if part:
-                yield self._collate(part)
+                yield self._collate(own_share(part, [sum(self.sizes[row]) for row in part]))
 
     def _collate(self, rows):
         """Lists of piece numbers, one list a row -> :class:`Packed`."""

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from recbole_flr.contracts import LossPart
+from recbole_flr.distributed import gather_rows
 
 REGULARISERS = ("orthogonality", "diversity", "sparsity")
 
@@ -140,7 +141,7 @@ def gate_balance(alpha):
     It is smallest if all factors have equal weight over the batch. The sparsity of eq. 7 alone is smallest if one factor serves
     all users.
     """
-    mean = alpha.mean(0)
+    mean = gather_rows(alpha).mean(0)  # the batch is that of all processes
     return (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
 
 

@@ -20,6 +20,7 @@ from recbole.utils import InputType
 
 from recbole_flr.contracts import LossPart, TargetScores, Thinker, total_loss
 from recbole_flr.data.catalog import Catalog
+from recbole_flr.distributed import from_first
 from recbole_flr.errors import CheckpointError, ConfigError, DataError
 from recbole_flr.model.counted import OnTrainingRows, TrainingRows
 from recbole_flr.model.factors import REGULARISERS, FactorState, FactorStep, gate_balance, sparsity
@@ -209,8 +210,15 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         title, state = self.reader.title_loss(thought, target) if self.title_loss_weight else (None, None)
         parts = {"item": LossPart(-target_log_probs(*self._distribution(thought, state), target).mean())}
         if title is not None:
-            parts["title"] = LossPart(title, self.title_loss_weight)
+            parts["title"] = LossPart(title, self.title_loss_weight, mean_over="tokens")
         return {**parts, **self.own_losses(thought, target)}
+
+    def loss_counts(self, interaction):
+        """`rows`, and `tokens` if the model learns to write titles."""
+        counts = super().loss_counts(interaction)
+        if self.title_loss_weight:
+            counts["tokens"] = self.reader.target_tokens(interaction[self.POS_ITEM_ID])
+        return counts
 
     def language_model_loss(self, packed):
         """See :meth:`recbole_flr.model.titles.TitleModel.language_model_loss`."""
@@ -309,6 +317,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
                 yield self._log_p(thought), interaction[self.ITEM_SEQ], interaction[self.POS_ITEM_ID], self._titles(thought)
 
         self.ranking.fit(len(rows), read)
+        self.ranking.weights = from_first(self.ranking.weights)
         weights = self.ranking.weights
         self.logger.info("Weights of the ranking: " + ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items()))
 

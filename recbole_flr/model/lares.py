@@ -33,6 +33,7 @@ from recbole.utils import InputType
 from torch import nn
 
 from recbole_flr.contracts import LossPart, TargetScores, Thinker, total_loss
+from recbole_flr.distributed import from_first, gather_rows
 from recbole_flr.errors import ConfigError
 from recbole_flr.training.reinforcement import LatentGRPO
 from recbole_flr.training.self_supervised import SelfSupervised
@@ -177,14 +178,14 @@ class LARES(SequentialRecommender, Thinker):
         return parts
 
     def _draw_depth(self):
-        """A number of steps, uniform between 1 and 2 * depth - 1."""
-        return int(torch.randint(1, 2 * self.depth, ()))
+        """A number of steps, uniform between 1 and 2 * depth - 1, the same on all processes."""
+        return from_first(int(torch.randint(1, 2 * self.depth, ())))
 
     def _step_alignment(self, trajectory, target):
         """Alignment of a thought on the way, drawn at random, with the last one, which gets no gradient from it. A scalar."""
         if len(trajectory.steps) == 1:
             return trajectory.embedding.new_zeros(())
-        step = int(torch.randint(0, len(trajectory.steps) - 1, ()))
+        step = from_first(int(torch.randint(0, len(trajectory.steps) - 1, ())))
         return alignment(trajectory.steps[step], trajectory.embedding.detach(), target, self.temperature)
 
     def own_losses(self, thought, target):
@@ -233,6 +234,7 @@ def alignment(one, two, target, temperature):
     Returns:
         scalar.
     """
+    one, two, target = gather_rows(one), gather_rows(two), gather_rows(target)  # the batch is that of all processes
     cosines = nn.functional.normalize(one, dim=-1) @ nn.functional.normalize(two, dim=-1).T
     rows = torch.arange(len(target), device=target.device)
     same = (target.unsqueeze(0) == target.unsqueeze(1)) & (rows.unsqueeze(0) != rows.unsqueeze(1))

@@ -268,6 +268,10 @@ class TitleModel(nn.Module):
         logits = self.backbone.logits(states[labelled])  # only labelled positions
         return nn.functional.cross_entropy(precise(logits), labels[labelled]), states[:, 0]
 
+    def target_tokens(self, target):
+        """Over how many tokens :meth:`title_loss` takes the mean: [B] item ids -> a scalar."""
+        return (self.collator.targets(target)[1] != IGNORE).sum()
+
     def title_log_probs(self, thought, items):
         """Log-probability of one item's title for each row, by a full pass over it: [B].
 

@@ -77,11 +77,19 @@ class Writer(TitleModel, SequentialRecommender, Recommender):
         """
         thought = self.think(self.read_context(interaction))
         target = interaction[self.POS_ITEM_ID]
-        return {"title": LossPart(self.title_loss(thought, target)[0]), **self.own_losses(thought, target)}
+        return {"title": LossPart(self.title_loss(thought, target)[0], mean_over="tokens"), **self.own_losses(thought, target)}
 
     def own_losses(self, thought, target):
         """The model's own terms of the loss; see :meth:`recbole_flr.contracts.Thinker.own_losses`."""
         return {}
+
+    def loss_counts(self, interaction):
+        """`rows`, and `tokens` of the titles."""
+        return {"rows": len(interaction), "tokens": self.target_tokens(interaction[self.POS_ITEM_ID])}
+
+    def row_costs(self, interaction):
+        """Tokens of the prompt."""
+        return self.prompt_lengths(interaction)
 
     def prompt_lengths(self, interaction):
         """Tokens of each row's prompt, [rows] int64."""

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from recbole_flr.errors import CheckpointError, first_line
 from recbole_flr.files import disk_error, new_file
 from recbole_flr.training.header import Header, Options, Weights, check_header
+from recbole_flr.training.sharding import sharded_like, whole
 
 REBUILT = {"ripple_set"}  # RippleNet draws it in its constructor, with the run's seed
 BEST, LAST, CONFIG = "best.safetensors", "last.safetensors", "run.json"
@@ -131,7 +132,7 @@ def pack_optimizer(optimizer):
     for index, slots in state["state"].items():
         for name, value in slots.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"optimizer.{index}.{name}"] = value
+                tensors[f"optimizer.{index}.{name}"] = whole(value)
             else:
                 scalars[f"{index}.{name}"] = value
     return tensors, {"param_groups": state["param_groups"], "scalars": scalars}
@@ -148,6 +149,11 @@ def unpack_optimizer(optimizer, tensors, meta):
         if name.startswith("optimizer."):
             _, index, slot = name.split(".", 2)
             state.setdefault(int(index), {})[slot] = value
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, slots in state.items():
+        if index < len(parameters):
+            state[index] = {slot: sharded_like(value, parameters[index]) if isinstance(value, torch.Tensor) else value
+                            for slot, value in slots.items()}
     try:
         optimizer.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
     except (ValueError, KeyError) as error:
@@ -287,7 +293,7 @@ def check_data(meta, fingerprint, strict=True):
 def pack_model(model):
     """Model -> (name -> tensor, JSON); leaves out the `unsaved_parameters` of :class:`recbole_flr.contracts.Recommender`."""
     skipped = model.unsaved_parameters
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items() if name not in skipped}
+    tensors = {f"model.{name}": whole(value) for name, value in model.state_dict().items() if name not in skipped}
     other, meta = pack_other(model.other_parameter())
     return {**tensors, **other}, {"other": meta, "skipped": sorted(skipped)}
 
@@ -299,7 +305,8 @@ def unpack_model(model, tensors, meta):
         CheckpointError: if names or shapes do not fit.
     """
     state = {name[len("model."):]: value for name, value in tensors.items() if name.startswith("model.")}
-    state = model.adapt_weights(state)
+    state, own = model.adapt_weights(state), model.state_dict()
+    state = {name: sharded_like(value, own[name]) if name in own else value for name, value in state.items()}
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:

@@ -10,7 +10,8 @@ Shapes: B prompts, G members, T steps of the target (title tokens), D width.
 """
 
 import torch
-import torch.distributed
+
+from recbole_flr.distributed import total
 
 
 def perturb(thought, group_size, scale, relative=True, generator=None):
@@ -95,7 +96,7 @@ def pair_advantage(rewards, eps=1e-6):
 def batch_advantage(rewards, eps=1e-6):
     """LatentR3's for a larger batch: baseline is the mean noise-free reward of the batch, scale the L2 norm over the batch.
 
-    With several processes (torch.distributed) the batch is that of all of them.
+    With several processes the batch is that of all of them.
 
     Args:
         rewards: [B, G], the first member without noise.
@@ -104,17 +105,8 @@ def batch_advantage(rewards, eps=1e-6):
         [B, G].
     """
     clean, count = rewards[:, 0].sum(), torch.tensor(float(len(rewards)), device=rewards.device, dtype=rewards.dtype)
-    baseline = _over_processes(clean) / _over_processes(count)
-    above = rewards - baseline
-    return above / (_over_processes(above.square().sum()).sqrt() + eps)
-
-
-def _over_processes(value):
-    """Sum of a scalar over all processes; itself where there is one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-    return value
+    above = rewards - total(clean) / total(count)
+    return above / (total(above.square().sum()).sqrt() + eps)
 
 
 # loss

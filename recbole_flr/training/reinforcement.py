@@ -72,7 +72,7 @@ class LatentGRPO(Scheduled):
         self.weights = config["confidence_reward"], config["match_reward"]
         self.clip, self.eps = (config["clip_low"], config["clip_high"]), config["advantage_eps"]
         self.kl_coef = KL[self.kind] if config["kl_coef"] is None else config["kl_coef"]
-        self.reference = self._rollout = None
+        self.reference, self._rollouts = None, {}  # the rollouts by the number of their first row in the batch
 
     def loader(self, train_data):
         """Batches of similar prompt length, each as often in a row as there are updates on a rollout."""
@@ -95,8 +95,12 @@ class LatentGRPO(Scheduled):
     def losses(self, batch):
         """Eq. 13 for a :class:`recbole_flr.data.batching.Repeat`: a new batch becomes a rollout, a repeated one is reused."""
         if batch.is_first:
-            self._rollout = self.rollout(batch.interaction)
-        return self.rollout_losses(self._rollout)
+            self._rollouts[batch.start] = self.rollout(batch.interaction)
+        return self.rollout_losses(self._rollouts[batch.start])
+
+    def counts(self, batch):
+        """All means are over groups: the rows."""
+        return {"rows": len(batch)}
 
     def rollout_losses(self, rollout):
         """Eq. 13: minus the clipped surrogate, the divergence from the reference, and the model's own terms."""

@@ -4,9 +4,12 @@ A new stage is a subclass of :class:`Stage` in a file of its own, and an entry i
 trainer (:class:`recbole_flr.training.staged.StagedTrainer`) runs a list of stages and knows none of them by name.
 """
 
+from dataclasses import replace
+
 import torch
 
 from recbole_flr.contracts import LossPart, total_loss
+from recbole_flr.distributed import total
 from recbole_flr.errors import ConfigError
 
 
@@ -85,34 +88,62 @@ class Stage:
         """Parts of the loss of a batch: name -> :class:`recbole_flr.contracts.LossPart`."""
         return {"loss": LossPart(self.model.calculate_loss(batch))}
 
-    def loss(self, batch):
-        """The total loss of a batch, a scalar. Its parts and their weights are recorded for the log."""
+    def counts(self, batch):
+        """See :meth:`recbole_flr.contracts.Recommender.loss_counts`, for a batch of the stage's loader."""
+        return self.model.loss_counts(batch)
+
+    def loss(self, batch, shares=None):
+        """The total loss of a batch, a scalar. Its parts and their weights are recorded for the log.
+
+        Args:
+            batch: of the stage's loader.
+            shares: name in :meth:`counts` -> the batch's share in a larger batch, which others have the other parts of. None: this
+                is the whole batch. The losses of all parts, each with its shares, add up to the loss of the larger batch.
+        """
+        self.means.share = None if shares is None else shares["rows"]
         parts = self.losses(batch)
-        total = total_loss(parts)
-        self.means.add(loss=total)
+        if shares is not None:
+            parts = {name: replace(part, value=shares[part.mean_over] * part.value) for name, part in parts.items()}
+        whole = total_loss(parts)
+        self.means.add_shared(whole, self.means.share, "loss")
         for name, part in parts.items():
-            self.means.add(**{name: part.value})
+            self.means.add_shared(part.value, None if shares is None else shares[part.mean_over], name)
             if part.has_weight:
                 self.means.add(**{f"{name}_weight": part.weight})
-        return total
+        return whole
 
 
 class Means:
-    """Means of numbers over the steps of an epoch. They stay on the device until they are read."""
+    """Means of numbers over the steps of an epoch. They stay on the device until they are read.
+
+    Attributes:
+        share: of the batch in progress in a larger batch; None if it is whole.
+    """
 
     def __init__(self):
-        self._sums, self._counts = {}, {}
+        self._sums, self._counts, self.share = {}, {}, None
 
     def add(self, **values):
-        """Add scalars, tensors or numbers, each under its name."""
+        """Add scalars, tensors or numbers, each under its name. They count according to the share."""
         for name, value in values.items():
-            value = value.detach() if isinstance(value, torch.Tensor) else value
-            self._sums[name] = self._sums.get(name, 0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            self.add_shared(value if self.share is None else self.share * value, self.share, name)
+
+    def add_shared(self, value, share, name):
+        """Add a scalar that was multiplied with its share (None for 1)."""
+        value = value.detach() if isinstance(value, torch.Tensor) else value
+        self._sums[name] = self._sums.get(name, 0) + value
+        self._counts[name] = self._counts.get(name, 0) + (1 if share is None else share)
 
     def read(self):
-        """name -> mean, a float."""
-        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        """name -> mean, a float: over what this process has seen."""
+        return {name: float(value) / float(self._counts[name]) for name, value in self._sums.items()}
+
+    def read_all(self):
+        """As :meth:`read`, over what all processes have seen."""
+        names = list(self._sums)
+        mine = torch.tensor([[float(each[name]) for name in names] for each in (self._sums, self._counts)], dtype=torch.float64)
+        sums, counts = total(mine)
+        return {name: value / count for name, value, count in zip(names, sums.tolist(), counts.tolist())}
 
     def reset(self):
         """Forget everything."""

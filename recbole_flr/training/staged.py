@@ -1,19 +1,20 @@
 """Training in stages: a trainer that runs a list of :class:`recbole_flr.training.stage.Stage` and knows none of them by name."""
 
 import numpy as np
-from recbole.trainer import Trainer
 from recbole.utils import set_color
 from tqdm import tqdm
 
-from recbole_flr.errors import CheckpointError, ConfigError
+from recbole_flr.distributed import barrier, is_main
+from recbole_flr.errors import CheckpointError
 from recbole_flr.files import link
 from recbole_flr.result import duration
 from recbole_flr.trainer import SafeCheckpoints
 from recbole_flr.training import checkpoint
 from recbole_flr.training.stage import choose_stages
+from recbole_flr.training.steps import SharedSteps
 
 
-class StagedTrainer(SafeCheckpoints, Trainer):
+class StagedTrainer(SafeCheckpoints, SharedSteps):
     """Runs RecBole's `fit` once for each stage, with an optimizer, early stopping and a place in tensorboard of its own.
 
     The best weights of each stage are kept as `<stage>.safetensors` (the last ones if it is not validated), and the next stage
@@ -27,8 +28,6 @@ class StagedTrainer(SafeCheckpoints, Trainer):
 
     def __init__(self, config, model):
         super().__init__(config, model)
-        if not config["single_spec"]:
-            raise ConfigError("found several processes, expected one: the batches of the stages are not shared out among them")
         self.stages = {stage.name: stage for stage in choose_stages(model, config)}
         for name in self.stages:
             if f"{name}.safetensors" in (checkpoint.BEST, checkpoint.LAST, "start.safetensors"):
@@ -66,7 +65,8 @@ class StagedTrainer(SafeCheckpoints, Trainer):
             self.load_weights(self.stage_file(before))  # also when resumed within the stage: it may keep them as a reference
         for parameter in self.model.parameters():  # what the stage before has frozen
             parameter.requires_grad_(parameter in self._trainable)
-        stage.enter()
+        with self.whole_model():  # a stage may copy weights
+            stage.enter()
         self.optimizer = self._build_optimizer(params=[p for p in self.model.parameters() if p.requires_grad])
         self.optimizer.register_step_pre_hook(lambda optimizer, *_: stage.before_step(optimizer))
 
@@ -156,7 +156,9 @@ class StagedTrainer(SafeCheckpoints, Trainer):
 
     def _publish(self, name):
         """Let `best.safetensors` be a stage's weights: one more name of the same file."""
-        link(self.stage_file(name), self.folder / checkpoint.BEST)
+        if is_main():
+            link(self.stage_file(name), self.folder / checkpoint.BEST)
+        barrier()
 
     def _progress(self):
         return {**super()._progress(), "results": [[name, *result] for name, result in self.results.items()]}
@@ -176,9 +178,15 @@ class StagedTrainer(SafeCheckpoints, Trainer):
         stage.begin_epoch(epoch_idx)
         return super()._train_epoch(batches, epoch_idx, loss_func or stage.loss, False)
 
+    def _counts(self, batch):
+        return self.stage.counts(batch)
+
+    def _part_loss(self, loss_func, part, shares):
+        return loss_func(part, shares)  # the parts of a stage's loss have shares of their own
+
     def _generate_train_loss_output(self, epoch_idx, s_time, e_time, losses):
         """A line with the mean of each part of the loss and of its weight."""
-        means = self.stage.means.read()
+        means = self.stage.means.read_all()
         for name, value in means.items():
             self.tensorboard.add_scalar(f"{self.stage_name}/{name}", value, epoch_idx)
         text = (set_color(f"{self.stage_name} epoch {epoch_idx}", "green") + f" took {duration(e_time - s_time)} ["
@@ -191,7 +199,8 @@ class StagedTrainer(SafeCheckpoints, Trainer):
         super()._add_train_loss_to_tensorboard(epoch_idx, losses, f"{tag}/{self.stage_name}")
 
     def _valid_epoch(self, valid_data, show_progress=False):
-        self.model.before_validation(valid_data)
+        with self.whole_model():
+            self.model.before_validation(valid_data)
         score, result = super()._valid_epoch(valid_data, show_progress)
         self.tensorboard.add_scalar(f"Valid/{self.stage_name}", score, self._next_epoch)  # RecBole's has all stages in one
         return score, result

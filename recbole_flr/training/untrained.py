@@ -4,8 +4,6 @@ import torch
 from recbole.trainer import Trainer
 from recbole.utils import set_color
 
-from recbole_flr.errors import ConfigError
-
 
 class UntrainedTrainer(Trainer):
     """Runs RecBole's `fit` with one epoch that has no batches. What follows an epoch is RecBole's: validation and checkpoint.
@@ -13,14 +11,9 @@ class UntrainedTrainer(Trainer):
     Args:
         config: RecBole's. `epochs` and all options of the optimizer have no effect.
         model: a :class:`recbole_flr.contracts.Recommender` with `needs_training` False.
-
-    Raises:
-        ConfigError: if the run has several processes.
     """
 
     def __init__(self, config, model):
-        if not config["single_spec"]:
-            raise ConfigError(f"found several processes, expected one: {config['model']} has nothing to train in parallel")
         super().__init__(config, model)
         self.epochs = 1
         self.eval_step = min(config["eval_step"], 1)

@@ -4,6 +4,7 @@ import math
 
 from recbole_flr.contracts import LossPart
 from recbole_flr.data.packing import PackedLoader
+from recbole_flr.data.prompt import IGNORE
 from recbole_flr.training.stage import Stage
 from recbole_flr.training.supervised import Supervised
 
@@ -34,4 +35,8 @@ class WarmUp(Stage):
 
     def losses(self, batch):
         """Mean cross entropy of the next token."""
-        return {"language_model": LossPart(self.model.language_model_loss(batch))}
+        return {"language_model": LossPart(self.model.language_model_loss(batch), mean_over="tokens")}
+
+    def counts(self, batch):
+        """The mean is over the tokens that are predicted."""
+        return {"rows": len(batch), "tokens": (batch.labels != IGNORE).sum()}

@@ -69,13 +69,6 @@ def test_a_checkpoint_holds_no_tables(tiny_data):
     assert list(meta["other"]) == ["rows_fingerprint"] and len(meta["other"]["rows_fingerprint"]["json"]) == 64
 
 
-def test_several_processes_are_refused(build):
-    config, model, _ = build("SequentialRules")
-    config["single_spec"] = False
-    with pytest.raises(ConfigError, match="found several processes, expected one"):
-        build_trainer(config, model)
-
-
 def test_there_is_nothing_to_optimise(build):
     config, model, _ = build("SequentialRules")
     trainer = build_trainer(config, model)
