@@ -11,7 +11,7 @@ Shapes: B prompts, G members, T steps of the target (title tokens), D width.
 
 import torch
 
-from recbole_flr.distributed import total
+from recbole_flr.distributed import gather, rank, total
 
 
 def perturb(thought, group_size, scale, relative=True, generator=None):
@@ -78,7 +78,7 @@ def pair_advantage(rewards, eps=1e-6):
     """LatentR3's: of each two groups, the baseline is the mean of their noise-free rewards, the scale the L2 norm over both.
 
     Its published code computes advantages over two processes with a group each, and then adds up the gradients of 16 such pairs. A
-    last group without a second one is by itself.
+    last group without a second one is by itself. With several processes the groups are those of all of them, in their order.
 
     Args:
         rewards: [B, G], the first member without noise.
@@ -90,7 +90,9 @@ def pair_advantage(rewards, eps=1e-6):
         above = pair - pair[:, 0].mean()
         return above / (above.norm() + eps)
 
-    return torch.cat([of_pair(pair) for pair in rewards.split(2)])
+    groups = gather(rewards)
+    first = sum(map(len, groups[:rank()]))
+    return torch.cat([of_pair(pair) for pair in torch.cat(groups).split(2)])[first:first + len(rewards)]
 
 
 def batch_advantage(rewards, eps=1e-6):
