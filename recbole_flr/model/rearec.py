@@ -26,6 +26,7 @@ from recbole.utils import InputType
 from torch import nn
 
 from recbole_flr.contracts import Recommender
+from recbole_flr.distributed import gather_rows
 from recbole_flr.errors import ConfigError
 
 
@@ -148,6 +149,7 @@ def step_contrast(noisy, clean, target, temperature):
         target: [B] item ids. Rows with the same target are no negatives of each other.
         temperature: > 0, of the inner products.
     """
+    noisy, clean, target = gather_rows(noisy), gather_rows(clean), gather_rows(target)  # the batch is that of all processes
     rows = torch.arange(len(target), device=target.device)
     same = (target.unsqueeze(0) == target.unsqueeze(1)) & (rows.unsqueeze(0) != rows.unsqueeze(1))
     logits = torch.einsum("bkd,ckd->kbc", noisy, clean) / temperature
