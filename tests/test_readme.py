@@ -262,11 +262,17 @@ def commands(text):
     fenced = re.findall(r"^ *```bash\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
     inline = re.findall(r"(?<!`)`((?:python3?|pip|tensorboard) [^`]+)`", text)
     lines = [line for block in [*fenced, *inline] for line in block.replace("\\\n", " ").splitlines()]
-    return [shlex.split(part, comments=True) for line in lines for part in line.split("&&") if part.strip()]
+    found = [shlex.split(part, comments=True) for line in lines for part in line.split("&&") if part.strip()]
+    return [words for words in found if words]
+
+
+LAUNCHERS = ("torchrun", "srun", "accelerate")
 
 
 def check_command(words):
     """Every option of a command exists, and the value of an option of the plug-in is allowed."""
+    if words[0] in LAUNCHERS and "run_recbole_flr.py" in words:  # what stands before it are options of the launcher
+        words = ["python", *words[words.index("run_recbole_flr.py"):]]
     given = [word[2:].partition("=") for word in words if word.startswith("--")]
     if words[0] in OTHER_PROGRAMS:
         assert {name for name, _, _ in given} <= OTHER_PROGRAMS[words[0]], words
