@@ -2,15 +2,15 @@
 
     python -m benchmarks.conversion --sizes 1000000,3000000,10000000,30000000,100000000 --json conversion.json
 
-The raw files are made up (`benchmarks.raw_reviews.write_ratings`): a CSV of ratings, 44 bytes a line, one user for 30 reviews and one
-item for 60. Each size is converted in a fresh process, with these options:
+The raw files are made up (`benchmarks.raw_reviews.write_ratings`): a CSV of ratings, 44 bytes a line, one user for 30 reviews
+and one item for 60. Each size is converted in a fresh process, with these options:
 
 - window: 2.5 of the 9.5 years, the 5-core, `--memory-limit` 200MB;
 - everything: no window, with `--everything`. Nearly all reviews are kept, which no rule of the published sets does.
 
 Time is wall clock from before the import of the converter; the raw files are in the cache of the operating system if they fit.
-Memory is the peak that the process allocated itself (RssAnon, sampled every 20 ms). Disk is the peak of all files that the conversion
-makes, those of DuckDB included; beside it stand the estimates of the report.
+Memory is the peak that the process allocated itself (RssAnon, sampled every 20 ms). Disk is the peak of all files that the
+conversion makes, those of DuckDB included; beside it stand the estimates of the report.
 """
 
 import shutil

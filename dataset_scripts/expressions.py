@@ -1,7 +1,8 @@
 """Rules 4 to 8 of `dataset_scripts.convert` as Ibis expressions, for engines that hold more than one machine can.
 
 The reviews are a table with the columns `row` (line number in the log), `user`, `item` (number of the item), `time`
-(microseconds) and perhaps `rating`. A shuffle loses the order of rows, so every order here is explicit, with `row` as its last key.
+(microseconds) and perhaps `rating`. A shuffle loses the order of rows, so every order here is explicit, with `row` as its
+last key.
 """
 
 import shutil

@@ -100,7 +100,7 @@ class Catalog:
         if state is None:
             found = self._tokenized(backbone, max_tokens)
         else:
-            wanted = fingerprint(state, backbone.end_id, max_tokens, self.texts[1:], self.titles[1:])
+            wanted = fingerprint("tokens", state, backbone.end_id, max_tokens, self.texts[1:], self.titles[1:])
             found = stored(path, wanted, lambda: self._tokenized(backbone, max_tokens), "the tokens of the titles")
         if cut := int(found["cut"]):
             getLogger().warning(f"{cut} of {len(self.texts) - 1} titles are longer than {max_tokens} tokens and were cut "

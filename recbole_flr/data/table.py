@@ -1,6 +1,7 @@
 """Large atomic files, read by DuckDB: each text once, numbers as arrays, and lists as integers.
 
-`atomic.read_columns` makes a Python string of every field, and RecBole makes an array of strings of every history. Here a column of texts refers to the distinct texts, and a column of lists is two arrays of integers.
+`atomic.read_columns` makes a Python string of every field, and RecBole makes an array of strings of every history. Here
+a column of texts refers to the distinct texts, and a column of lists is two arrays of integers.
 
 DuckDB is stricter than `read_columns` in some things and more lenient in others. So :func:`read_table` refuses every file that
 both might read in another way; its caller then reads that file with `read_columns`.
@@ -141,8 +142,8 @@ def _scan(path, names, wanted, separator):
     filled = ", ".join(f"'c{place}'" for place in range(len(names)))
     selected = ", ".join(f"c{names.index(name)} AS w{place}" for place, name in enumerate(wanted))
     return (f"SELECT {selected} FROM read_csv({_literal(path)}, auto_detect = false, header = true, "
-            f"delim = {_literal(separator)}, quote = '', escape = '', columns = {{{types}}}, force_not_null = [{filled}], new_line = '\\n', "
-            "hive_partitioning = false, compression = 'none')")  # fmt: skip
+            f"delim = {_literal(separator)}, quote = '', escape = '', columns = {{{types}}}, force_not_null = [{filled}], "
+            "new_line = '\\n', hive_partitioning = false, compression = 'none')")  # fmt: skip
 
 
 def _columns(connection, wanted, rows, list_separator, dense):

@@ -147,4 +147,4 @@ def stored_vectors(path, texts, name, device):
         getLogger().info(f"Computing the text vectors of {len(texts) - 1} items with {name}")
         return {"vectors": sentence_vectors(texts, name, device)}
 
-    return stored(path, fingerprint(name, state, texts), compute, "the text vectors")["vectors"]
+    return stored(path, fingerprint("text vectors", name, state, texts), compute, "the text vectors")["vectors"]

@@ -40,7 +40,8 @@ def random_log(seed):
     options = {
         "k": rng.choice([1, 2, 3]), "min_items": rng.choice([0, 0, 8]), "step_months": rng.choice([1, 3]),
         "drop_repeats": rng.random() < 0.5, "max_history": rng.choice([1, 2, 10]),
-        "split": rng.choice(["ratio", "leave-one-out"]), "start": rng.choice(["2017-10-01", "2017-03-01"]), "ratios": rng.choice([(0.8, 0.1, 0.1), (0.5, 0.5, 0.0)]),
+        "split": rng.choice(["ratio", "leave-one-out"]), "start": rng.choice(["2017-10-01", "2017-03-01"]),
+        "ratios": rng.choice([(0.8, 0.1, 0.1), (0.5, 0.5, 0.0)]),
     }  # fmt: skip
     meta = [{"asin": item, "title": f"Toy {n // 2}"} for n, item in enumerate(items) if n != 3]
     return reviews, meta, options
