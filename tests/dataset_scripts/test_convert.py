@@ -834,7 +834,7 @@ OPTIONS = [  # option, its text, keyword, value
     ("--drop-markup-titles", None, "drop_markup_titles", True), ("--max-history", "3", "max_history", 3),
     ("--titles", "first", "titles", "first"),
     ("--split", "leave-one-out", "split", "leave-one-out"), ("--ratios", "0.5,0.25,0.25", "ratios", (0.5, 0.25, 0.25)),
-    ("--memory-limit", "500MB", "memory_limit", "500MB"),
+    ("--memory-limit", "500MB", "memory_limit", "500MB"), ("--engine", "spark", "engine", "spark"),
 ]  # fmt: skip
 
 
