@@ -26,8 +26,8 @@ _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")  # RecBole colours parts of its lines
 def open_log(config):
     """RecBole's `init_logger`, so that each run of a process has its own file (RecBole's second run would write to none).
 
-    Of several processes the one with rank 0 writes the log. Handlers that others installed stay. Records with `extra=FILE_ONLY` do not reach the console. Within :func:`shared_log` this
-    does nothing.
+    Of several processes the one with rank 0 writes the log. Handlers that others installed stay. Records with `extra=FILE_ONLY` do
+    not reach the console. Within :func:`shared_log` this does nothing.
     """
     if _state["shared"]:
         return

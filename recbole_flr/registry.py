@@ -61,12 +61,14 @@ def get_model(name):
     Raises:
         ConfigError: naming the nearest known model, or the package that a model of RecBole needs.
     """
+    # RecBole's SINE is imported with every sequential model. It turns anomaly detection on for the whole process, which makes
+    # the training of all models much slower. Here it is put back as it was.
+    guard = torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled())
+    if name in MODELS:
+        with guard:
+            return with_contract(getattr(import_module(MODELS[name].module), name))
     try:
-        # RecBole's SINE is imported with every sequential model. It turns anomaly detection on for the whole process, which makes
-        # the training of all models much slower. Here it is put back as it was.
-        with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled()):
-            if name in MODELS:
-                return with_contract(getattr(import_module(MODELS[name].module), name))
+        with guard:
             found = recbole.utils.get_model(name)
     except (ValueError, AttributeError, ImportError) as error:  # RecBole looks last into a module that needs lightgbm
         if name in model_names():

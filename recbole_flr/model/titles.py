@@ -72,8 +72,9 @@ class TitleModel(nn.Module):
         self.text_template, self.max_title_tokens = self.template(name, config["item_noun"]), config["max_title_tokens"]
         quoted = config["title_format"] == "quoted"
         self.marks = tuple(self.backbone.encode(['"', '"\n'])) if quoted else ([], [])
-        self.title_tokens, device = titles.to(config["device"]), config["device"]
+        device = config["device"]
         self.collator = self.collator_of(titles).to(device)
+        self.title_tokens = titles.to(device) if quoted else self.collator.titles
         items = torch.from_numpy(catalog.by_popularity())
         self.trie = Trie.build(self.written(titles).take(items), items.numpy()).to(device)
         self.num_beams, self.score = config["num_beams"], config["score"]

@@ -95,6 +95,8 @@ class LatentGRPO(Scheduled):
     def losses(self, batch):
         """Eq. 13 for a :class:`recbole_flr.data.batching.Repeat`: a new batch becomes a rollout, a repeated one is reused."""
         if batch.is_first:
+            if batch.start == 0:
+                self._rollouts.clear()  # of the batch before
             self._rollouts[batch.start] = self.rollout(batch.interaction)
         return self.rollout_losses(self._rollouts[batch.start])
 

@@ -121,14 +121,15 @@ class SharedSteps(Trainer):
                     )
         return self._engine
 
-
     @contextmanager
     def without_averages(self, engine):
         """Inside the block, the gradients of this process add up, and are not averaged yet."""
         if self._sharded is not None:
             engine.set_requires_gradient_sync(False)
-            yield
-            engine.set_requires_gradient_sync(True)
+            try:
+                yield
+            finally:
+                engine.set_requires_gradient_sync(True)
             return
         with engine.no_sync() if distributed.size() > 1 else nullcontext():
             yield
