@@ -34,8 +34,8 @@ class Database:
     def keep_on_disk(self):
         """New tables go to a file in `folder` instead of memory.
 
-        That takes a quarter more time. But what DuckDB remembers of tables in memory grows with them, even if they are spilled:
-        200 MB are not enough for 100 million reviews.
+        That takes more time. But what DuckDB remembers of tables in memory grows with them, even if they are spilled: with tables in
+        memory, 200 MB were not enough for 100 million reviews (results/scale.md).
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.run(f"ATTACH {literal(self.folder / 'tables.duckdb')} AS on_disk")

@@ -41,7 +41,7 @@ def test_each_step_of_a_stage_has_its_rate(build, epoch):
 
 
 def test_the_published_settings_of_latentr3_are_options_of_it():
-    """Of 2,000 steps, say, 200 are the warm-up; 32 groups of 8 are the 256 members of a published step."""
+    """32 groups of 8 are the 256 members of a published step."""
     preset = properties_folder() / "presets" / "latentr3.yaml"
     config = Config("LatentR3", "toys_demo", config_file_list=[str(preset)])
     assert (config["title_format"], config["num_beams"], config["length_penalty"]) == ("quoted", 10, 1.0)
