@@ -70,9 +70,9 @@ def blend(parts, weights):
     """Weighted sum of the parts. The part that `weights` does not name has weight 1."""
     total = None
     for name, part in parts.items():
-        weighted = part if name not in weights else weights[name] * part if weights[name] else None
-        if weighted is not None:
-            total = weighted if total is None else total + weighted
+        weight = weights.get(name, 1.0)
+        if weight:
+            total = weight * part if total is None else torch.add(total, part, alpha=weight)  # one pass over the items, not two
     return total
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
@@ -34,6 +35,8 @@ from recbole_flr.model.text_vectors import title_vectors
 from recbole_flr.training.mixture import MixtureTraining
 from recbole_flr.training.reinforcement import LatentGRPO
 from recbole_flr.training.warmup import WarmUp
+
+ROWS_AT_ONCE = 128  # histories of similar length that are ranked together on a CPU
 
 
 @dataclass
@@ -267,27 +270,35 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
 
     # ranking
 
-    def _log_p(self, thought):
-        """log p(i) of all items: [B, n]."""
-        return log_probs(*self._distribution(thought))
+    def _read(self, interaction):
+        """log p(i) of all items [B, n], and a function, items [B, C] -> log-probabilities of their titles [B, C]."""
+        thought = self.think(self.read_context(interaction))
+        return log_probs(*self._distribution(thought)), self._titles(thought)
 
     def _titles(self, thought):
-        """A function, items [B, C] -> log-probabilities of their titles behind the thought [B, C]."""
         return lambda items: self.reader.candidate_log_probs(thought, items)
 
     def ranking_parts(self, interaction):
         """What the ranking is made of: see :meth:`recbole_flr.model.ranking.Ranking.parts`."""
-        return self.ranking.parts(self._log_p(self.think(self.read_context(interaction))), interaction[self.ITEM_SEQ])
+        return self.ranking.parts(self._read(interaction)[0], interaction[self.ITEM_SEQ])
 
     def full_sort_predict(self, interaction, top=None):
         """Scores of all items: [B, n]; -inf for the padding.
 
         With `rank: write`, items outside the best `top` texts have -inf, too.
         """
-        thought = self.think(self.read_context(interaction))
         if self.rank == "write":
-            return self.reader.rank_titles(thought, top, self.n_items)
-        return self.ranking.scores(self._log_p(thought), interaction[self.ITEM_SEQ], self._titles(thought), top)
+            return self.reader.rank_titles(self.think(self.read_context(interaction)), top, self.n_items)
+        history, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        if self.reader.reads_text or torch.is_grad_enabled() or history.is_cuda or len(history) < 2 * ROWS_AT_ONCE:
+            log_p, titles = self._read(interaction)
+            return self.ranking.scores(log_p, history, titles, top)
+        order, scores = length.argsort(), []
+        for rows in order.split(ROWS_AT_ONCE):  # similar lengths have less padding, and small arrays stay in the processor's cache
+            part = history[rows, :length[rows].max()]
+            log_p, _ = self._read(Interaction({self.ITEM_SEQ: part, self.ITEM_SEQ_LEN: length[rows]}))
+            scores.append(self.ranking.scores(log_p, part, None))
+        return torch.cat(scores)[order.argsort()]
 
     def predict(self, interaction):
         """Scores of one item for each row: [B]."""
@@ -313,8 +324,8 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
 
         def read(index):
             for interaction in (rows[part].to(self.device) for part in index.split(size)):
-                thought = self.think(self.read_context(interaction))
-                yield self._log_p(thought), interaction[self.ITEM_SEQ], interaction[self.POS_ITEM_ID], self._titles(thought)
+                log_p, titles = self._read(interaction)
+                yield log_p, interaction[self.ITEM_SEQ], interaction[self.POS_ITEM_ID], titles
 
         self.ranking.fit(len(rows), read)
         self.ranking.weights = from_first(self.ranking.weights)
@@ -384,11 +395,11 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
     @torch.no_grad()
     def explain_items(self, interaction, items):
         """See :meth:`recbole_flr.contracts.Recommender.explain_items`."""
-        thought = self.think(self.read_context(interaction))
+        log_p, titles = self._read(interaction)
         if self.rank == "write":
-            shares = {TITLE: self._titles(thought)(torch.tensor([items], device=self.device))[0]}
+            shares = {TITLE: titles(torch.tensor([items], device=self.device))[0]}
         else:
-            shares = self.ranking.shares(self._log_p(thought), interaction[self.ITEM_SEQ], items, self._titles(thought))
+            shares = self.ranking.shares(log_p, interaction[self.ITEM_SEQ], items, titles)
         answers = [{"parts": {name: float(values[number]) for name, values in shares.items()}} for number in range(len(items))]
         if "transitions" in self.memory.tables and self.rank != "write":
             voters = self.memory.tables["transitions"].voters(interaction[self.ITEM_SEQ][0].cpu().numpy(), np.asarray(items))

@@ -64,8 +64,8 @@ class Sessions:
     A session is a user's sequence: the history of the user's first training row, then the targets of all his training rows.
 
     Attributes:
-        items: [N] int, the distinct items of session 0 in the order in which they first occur, then those of session 1, ...
-        places: [N] int, where in its session each item first occurs.
+        items: [N] int32, the distinct items of session 0 in the order in which they first occur, then those of session 1, ...
+        places: [N] int32, where in its session each item first occurs.
         starts: [S + 1] int, where each session begins in `items`.
     """
 
@@ -93,7 +93,7 @@ class Sessions:
         order = order[first_of_runs(sessions[order], items[order])]  # the first time of each item
         order = order[np.lexsort((places[order], sessions[order]))]
         starts = np.concatenate([[0], np.cumsum(np.bincount(sessions[order], minlength=count))])
-        return cls(items[order], places[order], starts)
+        return cls(items[order].astype(np.int32), places[order].astype(np.int32), starts)
 
 
 class Neighbors:
@@ -112,6 +112,9 @@ class Neighbors:
         self.order_decay, self.backward_weight = order_decay, backward_weight
         self.sessions = Sessions.of(rows)
         self.sizes = np.diff(self.sessions.starts)
+        self.most_places = int(self.sessions.places.max(initial=0))
+        gap = np.arange(-self.most_places, self.most_places + 1)  # places from the shared item to the item that is voted for
+        self.gap_weights = float(order_decay) ** np.maximum(np.abs(gap) - 1, 0) * np.where(gap > 0, 1.0, backward_weight)
         by_item = np.argsort(self.sessions.items, kind="stable")  # for each item its sessions, the most recent last
         self.sessions_of_item = np.repeat(np.arange(len(self.sizes)), self.sizes)[by_item]
         self.places_of_item = self.sessions.places[by_item]
@@ -129,13 +132,11 @@ class Neighbors:
     def _votes(self, histories):
         """Row, item and vote of each item of each neighbour, for a few histories [B, L]."""
         row, session, similarity, distance, length, shared_place = self._neighbors(histories)
-        source = np.repeat(np.arange(len(row)), self.sizes[session])
-        entry = expand(self.sessions.starts[session], self.sizes[session])
-        votes = (similarity * position_weights(distance, length, self.score_weighting))[source]
-        gap = self.sessions.places[entry] - shared_place[source]
-        votes *= float(self.order_decay) ** np.maximum(np.abs(gap) - 1, 0)
-        votes[gap <= 0] *= self.backward_weight
-        return row[source], self.sessions.items[entry], votes
+        counts = self.sizes[session]
+        entry = expand(self.sessions.starts[session], counts)
+        votes = np.repeat(similarity * position_weights(distance, length, self.score_weighting), counts)
+        votes *= self.gap_weights[np.repeat(self.most_places - shared_place, counts) + self.sessions.places[entry]]
+        return np.repeat(row.astype(np.int32), counts), self.sessions.items[entry], votes
 
     def _neighbors(self, histories):
         """The nearest sessions of a few histories.
@@ -160,7 +161,7 @@ class Neighbors:
         counts = np.minimum(np.diff(self.item_ends, prepend=0)[item], self.sample_size)
         source, entry = np.repeat(np.arange(len(item)), counts), expand(self.item_ends[item] - counts, counts)
         session, shared_place = self.sessions_of_item[entry], self.places_of_item[entry]
-        order = np.lexsort((distance[source], session, row[source]))
+        order = np.argsort((row[source] * len(self.sizes) + session) * histories.shape[1] + distance[source])  # no two are equal
         source, session, shared_place = source[order], session[order], shared_place[order]
         begin = np.flatnonzero(first_of_runs(row[source], session))  # a row and a session, its latest shared item first
         if not len(begin):
@@ -172,8 +173,9 @@ class Neighbors:
         similarity = similarity.round(12)  # similarities that differ by rounding only count as equal
 
         recent = place_in_run(first_of_runs(row[source][::-1]))[::-1]  # 0 for the most recent session of a row
-        kept = np.flatnonzero(recent < self.sample_size)
-        kept = kept[np.lexsort((-session[kept], -similarity[kept], row[source[kept]]))]
-        kept = kept[place_in_run(first_of_runs(row[source[kept]])) < self.num_neighbors]
+        kept = recent < self.sample_size
+        crowded = np.flatnonzero(kept & (np.bincount(row[source][kept], minlength=len(histories)) > self.num_neighbors)[row[source]])
+        crowded = crowded[np.lexsort((-session[crowded], -similarity[crowded], row[source[crowded]]))]
+        kept[crowded[place_in_run(first_of_runs(row[source[crowded]])) >= self.num_neighbors]] = False
         source = source[kept]
         return row[source], session[kept], similarity[kept], distance[source], length[source], shared_place[kept]

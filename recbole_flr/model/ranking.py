@@ -44,8 +44,15 @@ class Ranking:
             log_p: [B, n], log p(i).
             history: [B, L] item ids.
         """
-        repeat = torch.zeros_like(log_p).scatter(1, history, 1.0)
-        return {LOG_P: log_p, **self.memory.log_votes(history), REPEAT: repeat}
+        return {**self._without_repeats(log_p, history), REPEAT: torch.zeros_like(log_p).scatter(1, history, 1.0)}
+
+    def _without_repeats(self, log_p, history):
+        return {LOG_P: log_p, **self.memory.log_votes(history)}
+
+    def _blend(self, log_p, history):
+        """Scores without the titles: [B, n]. The weight of repeats is added where it counts: an array of zeros and ones takes time."""
+        scores = blend(self._without_repeats(log_p, history), self.weights)
+        return scores.scatter(1, history, scores.gather(1, history) + self.weights[REPEAT])
 
     def scores(self, log_p, history, titles, top=None):
         """Scores of all items: [B, n].
@@ -56,7 +63,7 @@ class Ranking:
             titles: function, items [B, C] -> log-probabilities of their titles [B, C]. It is called if the best items are ranked anew.
             top: how many items are wanted; at least so many are ranked anew.
         """
-        scores = blend(self.parts(log_p, history), self.weights)
+        scores = self._blend(log_p, history)
         if not self.reranks:
             return scores
         best = self.best(scores, top or 0)
@@ -102,7 +109,7 @@ class Ranking:
             return
         found = []
         for log_p, history, target, titles in read(chosen[_spread(len(chosen), TITLE_ROWS)]):
-            best = self.best(blend(self.parts(log_p, history), self.weights))
+            best = self.best(self._blend(log_p, history))
             valid = torch.ones_like(best.indices, dtype=torch.bool)
             parts = {LOG_P: best.values, TITLE: titles(best.indices)}
             found.append(Candidates(parts, best.indices == target.unsqueeze(1), valid))

@@ -14,6 +14,7 @@ from recbole.data.interaction import Interaction
 import recbole_flr
 from recbole_flr.command import recommend_main
 from recbole_flr.errors import CheckpointError, ConfigError
+from recbole_flr.model import flrmix
 from recbole_flr.model.blend import REPEAT
 from recbole_flr.training.mixture import MixtureTraining
 
@@ -37,6 +38,20 @@ def test_the_loss_is_minus_the_log_probability_of_the_target(build, mixture):
     torch.testing.assert_close(parts["item"].value, -scores.gather(1, target.unsqueeze(1)).mean())
     torch.testing.assert_close(model.predict(batch), scores.gather(1, target.unsqueeze(1)).squeeze(1))
     assert torch.isclose(model.calculate_loss(batch), sum(part.weighted for part in parts.values()))
+
+
+def test_rows_that_are_ranked_in_groups_of_similar_length_keep_their_scores(build, monkeypatch):
+    _, model, loaders = build("FLRMix")
+    model.double().eval()
+    batch = batch_of(loaders)
+    expected = torch.cat([model.full_sort_predict(batch[[row]]) for row in range(len(batch))])
+    monkeypatch.setattr(flrmix, "ROWS_AT_ONCE", 3)
+    read = []
+    monkeypatch.setattr(model, "_read", lambda part, read_all=model._read: (read.append(part[model.ITEM_SEQ]), read_all(part))[1])
+    with torch.no_grad():
+        torch.testing.assert_close(model.full_sort_predict(batch), expected)
+    assert len(read) > 1 and all(len(part) <= 3 for part in read)
+    assert sum(part.numel() for part in read) < batch[model.ITEM_SEQ].numel()  # less padding
 
 
 def test_the_scores_of_a_target_and_the_reward(build):
