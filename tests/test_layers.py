@@ -39,7 +39,7 @@ LAYERS = [  # from the command line down to what all share
     ["model.cot"],
     ["model.base", "model.alpharec", "model.flr", "model.flrmix", "model.lares", "model.latentr3", "model.bigrec",
      "model.rearec", "model.sequential_rules", "model.vsknn"],
-    ["model.ranking", "model.direct_writer"],
+    ["model.ranking", "model.mixture_options", "model.direct_writer"],
     ["model.memory"],
     ["model.transitions", "model.neighbors"],
     ["model.writer", "model.counted", "model.title_reader"],

@@ -22,12 +22,13 @@ from recbole.utils import InputType
 from recbole_flr.contracts import LossPart, TargetScores, Thinker, total_loss
 from recbole_flr.data.catalog import Catalog
 from recbole_flr.distributed import from_first
-from recbole_flr.errors import CheckpointError, ConfigError, DataError
+from recbole_flr.errors import CheckpointError, DataError
 from recbole_flr.model.counted import OnTrainingRows, TrainingRows
 from recbole_flr.model.factors import REGULARISERS, FactorState, FactorStep, gate_balance, sparsity
 from recbole_flr.model.item_encoder import ItemReader
-from recbole_flr.model.memory import TABLES, Memory
+from recbole_flr.model.memory import Memory
 from recbole_flr.model.mixture import ItemVectors, MixtureHead, log_probs, target_log_probs
+from recbole_flr.model.mixture_options import ranking_kind, table_names, text_kind
 from recbole_flr.model.ranking import TITLE, Ranking
 from recbole_flr.model.reasoner import Context, Reasoner, item_attention
 from recbole_flr.model.remembered import Remembered
@@ -73,9 +74,9 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         known = np.zeros(self.n_items, dtype=bool)
         known[rows.histories], known[rows.targets] = True, True
         reads_text = config["backbone"] != "items"
-        self.item_text = _text_kind(config, reads_text)
+        self.item_text = text_kind(config, reads_text)
         self.catalog = self._read_catalog(config, dataset, needed=reads_text or not config["use_ids"])
-        self.rank, self.title_loss_weight = _ranking(config, reads_text), config["title_loss_weight"] if reads_text else 0.0
+        self.rank, self.title_loss_weight = ranking_kind(config, reads_text), config["title_loss_weight"] if reads_text else 0.0
         if reads_text:
             from recbole_flr.model.title_reader import TitleReader
 
@@ -95,7 +96,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         self.loss_parts = {name: config[f"{name}_weight"] for name in REGULARISERS[:2] if config[f"{name}_weight"]}
         self.balance_weight, self.sharpness = config["gate_balance"], 0.0
         self.memory = Memory(
-            rows, self.n_items, _table_names(config["memory"]),
+            rows, self.n_items, table_names(config["memory"]),
             {name: config[name] for name in ("forward_decay", "backward_weight", "row_power", "column_power", "recency_decay")},
             {"num_neighbors": config["num_neighbors"], "sample_size": config["sample_size"], "similarity": "dot",
              "weighting": "harmonic", "score_weighting": "same", "order_decay": config["order_decay"],
@@ -406,55 +407,6 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
             for answer, votes in zip(answers, voters.T):
                 answer["voters"] = votes / max(votes.sum(), np.finfo(np.float32).tiny)
         return answers
-
-
-def _text_kind(config, reads_text):
-    """The option `item_text`, with what `auto` stands for.
-
-    Raises:
-        ConfigError: if the items would have neither ids nor text, or there is no backbone to take the text from.
-    """
-    kind = config["item_text"]
-    if kind == "auto":
-        kind = "backbone" if reads_text else "words"
-    if kind == "backbone" and not reads_text:
-        raise ConfigError("item_text: found backbone, and backbone items, which reads no text; expected words, none or a sentence "
-                          "encoder, or another backbone")
-    if kind == "none" and not config["use_ids"]:
-        raise ConfigError("use_ids: found False, and item_text none; expected at least one of them: an item needs a vector")
-    return kind
-
-
-def _ranking(config, reads_text):
-    """The option `rank`.
-
-    Raises:
-        ConfigError: if it needs titles that the model does not write, or more beams.
-    """
-    rank = config["rank"]
-    if rank != "retrieve" and not reads_text:
-        raise ConfigError(f"rank: found {rank}, and backbone items, which writes no titles; expected retrieve, or --backbone=compact "
-                          "or a language model of Hugging Face")
-    if rank != "retrieve" and not config["title_loss_weight"]:
-        raise ConfigError(f"rank: found {rank}, and title_loss_weight 0; expected a weight above 0: nothing else teaches the model "
-                          "to write titles")
-    if rank == "write":
-        from recbole_flr.model.titles import check_beams
-
-        check_beams(config)
-    return rank
-
-
-def _table_names(given):
-    """The option `memory` -> names of tables, in their order.
-
-    Raises:
-        ConfigError: for a name that is no table.
-    """
-    names = [] if given is None else [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
-    if not all(isinstance(name, str) and name in TABLES for name in names):
-        raise ConfigError(f"memory: found {given!r}, expected a list of {', '.join(TABLES)}, or null")
-    return [name for name in TABLES if name in names]
 
 
 def _digest(names):
