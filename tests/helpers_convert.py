@@ -5,8 +5,10 @@ import hashlib
 import json
 from pathlib import Path
 
+import duckdb
 import zstandard
 
+from dataset_scripts.convert import convert
 from dataset_scripts.database import Database
 from dataset_scripts.reading import load
 from dataset_scripts.sources import recognise
@@ -180,3 +182,56 @@ def loaded(path, columns, data=None, suffix="", **options):
         assert database.rows("SELECT count(*) FROM duckdb_tables()") == [(1 + n_rejects,)]
         rows = database.rows(f"SELECT {', '.join(columns)} FROM t ORDER BY rowid")
     return [dict(zip(columns, row)) for row in rows], lines
+
+
+def converted(folder, reviews, out="out", **options):
+    """Converts and checks the output. Returns the report, and kind -> lines of the files."""
+    report = convert(reviews, "s", folder / out, **{"k": 1, **options})
+    check_set(report, folder / out)
+    return report, output(folder / out)
+
+
+def amazon(folder, rows, meta=None, out="out", **options):
+    """Converts and checks rows in Amazon's schema of 2018, without sliding."""
+    files = write(folder / "reviews.json", rows), write(folder / "meta.json", meta_of() if meta is None else meta)
+    return converted(folder, files[0], out, meta=files[1], **{"min_items": 0, **options})
+
+
+def files_of(folder):
+    """The bytes of the files for RecBole: kind -> bytes."""
+    return {kind: (folder / "s" / f"s.{kind}").read_bytes() for kind in (*KINDS, "yaml")}
+
+
+def as_table(rows, separator=",", end="\n", quote='"'):
+    """The bytes of a CSV file; every field of a row is quoted unless `quote` is empty."""
+    q = quote
+    text = [
+        separator.join(f"{q}{str(value).replace(q, q + q) if q else value}{q}" for value in row.values()) for row in rows
+    ]
+    return (end.join([separator.join(rows[0]), *text]) + end).encode()
+
+
+TABLES = {
+    "csv": as_table(shop()), "crlf": as_table(shop(), end="\r\n"), "cr": as_table(shop()).replace(b"\n", b"\r\n", 9),
+    "tsv": as_table(shop(), "\t"),
+    "semicolon": as_table(shop(), ";"), "pipe": as_table(shop(), "|"), "bare": as_table(shop(), quote=""),
+    "bare tsv": as_table(shop(), "\t", quote=""),
+    "bom": b"\xef\xbb\xbf" + as_table(shop()), "no end": as_table(shop())[:-1], "jsonl": json_lines(shop()),
+    "jsonl crlf": json_lines(shop()).replace(b"\n", b"\r\n"), "jsonl bom": b"\xef\xbb\xbf" + json_lines(shop()),
+    "jsonl no end": json_lines(shop())[:-1],
+    "pandas": as_table([{"": n, **row} for n, row in enumerate(shop())]),
+    "spare names": as_table([{"x": 1, **row, "Sku": 2} for row in shop()]),
+}  # fmt: skip
+
+
+def parquet(path, time="bought", user="customer", item="sku", title="product", more="", where="true"):
+    """Writes the shop as a Parquet file. The arguments are SQL over its columns and `n`, the number of the row."""
+    rows = ", ".join(
+        f"({n}, '{row['customer']}', '{row['sku']}', {row['bought']}, '{row['product']}')" for n, row in enumerate(shop())
+    )
+    values = f"(SELECT * FROM (VALUES {rows}) AS t(n, customer, sku, bought, product) WHERE {where} ORDER BY n)"
+    query = f"SELECT {user} AS customer, {item} AS sku, {time} AS bought, {title} AS product {more} FROM {values}"
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'Asia/Tokyo'")
+        connection.execute(f"COPY ({query}) TO '{path}' (FORMAT parquet)")
+    return path
