@@ -30,7 +30,7 @@ def connect():
     missing = [name for name in ("ibis", "pyspark", "pyarrow") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"engine: found spark, but {', '.join(missing)} cannot be imported; run  "
-                          "pip install 'recbole_flr[spark]'")
+                          "pip install '.[spark]' in the checkout")
     import ibis
     from pyspark.sql import SparkSession
 

@@ -64,7 +64,7 @@ def parser(description):
     add("--memory-limit", default="200MB", help="memory for DuckDB's tables; larger ones go to disk, next to the output "
         "(default: 200MB)")
     add("--engine", default="duckdb", choices=("duckdb", "spark"), help="spark: the rules from the window on run on PySpark, for "
-        "data beyond one machine; needs pip install 'recbole_flr[spark]' and Java; writes the same files (default: duckdb)")
+        "data beyond one machine; needs pip install '.[spark]' in the checkout and Java; writes the same files (default: duckdb)")
     return command
 
 

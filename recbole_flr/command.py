@@ -22,7 +22,7 @@ Train, validate and test a model of recbole_flr or of RecBole.
   python run_recbole_flr.py --resume=saved/FLR-movies-20260101-120000
   python run_recbole_flr.py --checkpoint=saved/FLR-movies-20260101-120000 --stages=grpo
 
-  --model, -m NAME        FLRMix (ranks best), FLR, LatentR3, BIGRec, Base, CoT, LARES, ReaRec, AlphaRec, SequentialRules, VSKNN,
+  --model, -m NAME        FLRMix, FLR, LatentR3, BIGRec, Base, CoT, LARES, ReaRec, AlphaRec, SequentialRules, VSKNN,
                           or any RecBole model (SASRec, GRU4Rec, Caser, ...)
   --dataset, -d NAME      toys_demo (made on the spot), ml-100k, or your own (README: Your own data); toys, cds, games,
                           instruments, movies, toys-2023, ... are fetched and converted with --download=true

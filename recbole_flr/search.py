@@ -70,8 +70,7 @@ def _optuna():
         import optuna
         import sqlalchemy  # noqa: F401: Optuna needs it for SQLite, and imports it late
     except ImportError as error:
-        raise ConfigError(f"search: found no {error.name}, which a search needs; install it with `pip install optuna`, or with "
-                          "the extra: pip install 'recbole_flr[search]'") from error
+        raise ConfigError(f"search: found no {error.name}, which a search needs; run  pip install optuna") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

@@ -1,6 +1,6 @@
 """Slices of the test rows: which rows belong to each, from the arrays in `ranks.npz`.
 
-`docs/comparison.md` says why results come in slices. "New items" is the figure to trust.
+`docs/comparison.md` says why results come in slices. Read "new items" and "later day" before you compare models.
 """
 
 import numpy as np

@@ -175,7 +175,8 @@ def slices_table(summary):
         cells = [[mean_cell(found[label])] for label in labels]
         mark(cells, 0)
         rows.append([text_cell(name), Cell(f"{share:.1%}", share), *(cell for (cell,) in cells)])
-    notes = ['"New items", whose target is not in the history, is the figure to trust; docs/comparison.md says why.']
+    notes = ['Read "new items" (the target is not in the history) and "later day" before you compare models; docs/comparison.md '
+             "says why."]
     return Table(
         "slices", f"{metric_name(summary.metric)} in slices of the test rows", ["slice", "share of rows", *labels], rows, notes
     )
