@@ -18,10 +18,11 @@ have the same scores; for the first users, all scores of ours must be those of f
 may not be worse than those of generate. The report gives the share of users for whom both lists are the same.
 `benchmarks.exact` measures how far beams are from the true best titles, on trained models.
 
-With --backbone only `ours` is measured, with that language model. Random weights are its worst case: the beams scatter, and nearly
-every title that they try has a long tail. With a --dtype other than float32 only `ours` and `no thought` are measured. Then only the
-scores of the first users are compared with full passes, and for bfloat16 the tolerance is wide. The report gives the throughput of `ours`:
-users a second, the memory, and with --largest-batch how many users fit at once (`benchmarks.throughput`).
+With --backbone only `ours` is measured, with that language model. Random weights are its worst case: the beams scatter, and
+nearly every title that they try has a long tail. With a --dtype other than float32 only `ours` and `no thought` are measured.
+Then only the scores of the first users are compared with full passes, and for bfloat16 the tolerance is wide. The report gives
+the throughput of `ours`: users a second, the memory, and with --largest-batch how many users fit at once
+(`benchmarks.throughput`).
 
     python -m benchmarks.decoding --device=cuda --backbone=qwen2.5-1.5b --dtype=bfloat16 --users=128 --beams=20
 
@@ -66,8 +67,7 @@ PROMPT = "compact"  # for all backbones: the prompts then have the same titles a
 
 
 def make_models(given):
-    """A BIGRec, a FLR with the same backbone, the titles, and RecBole's config. With another backbone than the compact one, there is
-    None instead of the BIGRec."""
+    """A BIGRec (None with another backbone than the compact one), a FLR with the same backbone, the titles, and RecBole's config."""
     texts = shop_titles(given.titles, seed=0)
     compact = given.backbone == "compact"
     with tempfile.TemporaryDirectory() as folder:
@@ -176,7 +176,8 @@ class Generate:
         )  # fmt: skip
         end = backbone.end_id
         leaves = [self._node(row[: row.index(end) + 1])[None] for row in found.sequences.tolist()]
-        return torch.tensor(leaves, device=found.sequences.device).view(-1, self.beams), found.sequences_scores.view(-1, self.beams)
+        leaves = torch.tensor(leaves, device=found.sequences.device)
+        return leaves.view(-1, self.beams), found.sequences_scores.view(-1, self.beams)
 
 
 # equality
@@ -297,8 +298,9 @@ def main(arguments=None):
         leaves, scores = generate(batch)
         check_same(textbook(flr, batch), leaves, scores)
         found = compare(ours(flr, batch), leaves, scores)
-        print(f"textbook ranks as generate.\nFor {found['same']:.1%} of the users, ours finds exactly the list of generate. The mean "
-              f"score of its titles is higher by {found['gain']:.2g}.")
+        print("textbook ranks as generate.\n"
+              f"For {found['same']:.1%} of the users, ours finds exactly the list of generate. The mean score of its titles is higher "
+              f"by {found['gain']:.2g}.")
         versions.update(textbook=partial(textbook, flr), generate=generate)
     difference = check_scores(flr, flr.collator, flr.trie, rows[:CHECKED], TOLERANCES[given.dtype])
     print(f"Scores agree with full passes: largest relative difference {difference:.1e}.")
@@ -322,8 +324,8 @@ def main(arguments=None):
     settings = {name: value for name, value in vars(given).items() if name != "json"}
     command = " ".join(["python -m benchmarks.decoding", *arguments])
     equality = {**found, "largest_difference": difference}
-    report = {"command": command, "settings": settings, **surroundings(device=given.device), "equality": equality, "results": results,
-              "parts": parts, "throughput": speed}  # fmt: skip
+    report = {"command": command, "settings": settings, **surroundings(device=given.device), "equality": equality,
+              "results": results, "parts": parts, "throughput": speed}  # fmt: skip
     write_json(given.json, report)
     return report
 

@@ -5,17 +5,17 @@
 
 It measures, for the shape of Qwen2.5-1.5B with random weights and for SmolLM2 with its own (`benchmarks.shapes`):
 
-- `training`: a step of the supervised stage, in full and with LoRA: tokens a second, share of the card's peak, memory, largest batch;
+- `training`: a step of the supervised stage, in full and with LoRA: tokens a second, share of the card's peak, memory, largest
+  batch;
 - `grpo`: a step of the reinforcement stage, the same figures;
 - `decoding`: users ranked a second with 10 and 20 beams, memory of 128 users, and how many fit;
 - `scale`: the search with catalogues of 1,000 to 1,000,000 titles;
 - `synchronisations`: where a step and a search wait for the device, and torch.profiler's tables.
 
-A part that fails is reported, and the others go on. A part that runs out of memory is tried again with half of its rows. The command can
-be given again: parts that are finished, with the same options and the same commit, are kept. FOLDER gets `gpu.md`, `gpu.json`, and for
-each part NAME.json, NAME.log and the folder NAME of its profiles. `--tiny` runs the same code with a tiny backbone and tiny sizes: it
-tests the command, and its figures mean nothing.
-"""
+A part that fails is reported, and the others go on. A part that runs out of memory is tried again with half of its rows. The
+command can be given again: parts that are finished, with the same options and the same commit, are kept. FOLDER gets `gpu.md`,
+`gpu.json`, and for each part NAME.json, NAME.log and the folder NAME of its profiles. `--tiny` runs the same code with a tiny
+backbone and tiny sizes: it tests the command, and its figures mean nothing."""
 
 import argparse
 import json
@@ -50,7 +50,8 @@ def parts(given):
     for backbone in ("tiny",) if given.tiny else BACKBONES:
         def add(name, module, *words, backbone=backbone):
             throughput = module in ("training", "grpo", "decoding")
-            limit = ["--largest-batch=4", *(["--memory-limit=8"] if given.device == "cpu" else [])] if given.tiny else ["--largest-batch=4096"]
+            limit = ["--largest-batch=4" if given.tiny else "--largest-batch=4096"]
+            limit += ["--memory-limit=8"] if given.tiny and given.device == "cpu" else []
             peak = [f"--peak-tflops={given.peak_tflops}"] if given.peak_tflops else []
             found[f"{name}-{backbone}"] = module, [
                 f"--device={given.device}", f"--backbone={backbone}", *words, *(limit + peak if throughput else []),
@@ -91,7 +92,8 @@ def run_part(name, module, words, out, commit):
         commit: what the benchmarks are now; a part of another commit is run again.
 
     Returns:
-        dict: `module`, `words`, `commit`, `seconds`, `error` (None, or the last line of the log), and `report` (None after an error).
+        dict: `module`, `words`, `run_words` (with fewer rows, if the memory was too small), `commit`, `seconds`, `error` (None, or the
+        last line of the log), and `report` (None after an error).
     """
     path, log = out / f"{name}.json", out / f"{name}.log"
     try:
@@ -107,8 +109,8 @@ def run_part(name, module, words, out, commit):
         print(f"{name}: python -m benchmarks.{module} {' '.join(given)}", flush=True)
         profiles = [f"--profile={out / name}"] if module == "synchronisations" else []
         with open(log, "w") as file:
-            status = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *given, *profiles, f"--json={report}"], cwd=ROOT,
-                                    stdout=file, stderr=subprocess.STDOUT).returncode
+            command = [sys.executable, "-m", f"benchmarks.{module}", *given, *profiles, f"--json={report}"]
+            status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
         said = log.read_text(errors="replace")
         if status == 0 or not out_of_memory(said):
             break
@@ -117,8 +119,8 @@ def run_part(name, module, words, out, commit):
             break
         given = smaller
     error = None if status == 0 else ((said.strip().splitlines() or [""])[-1][:300] or f"status {status}")
-    found = {"module": module, "words": words, "run_words": given, "commit": commit, "seconds": round(time.perf_counter() - start, 1),
-             "error": error, "report": json.loads(report.read_text()) if status == 0 else None}
+    found = {"module": module, "words": words, "run_words": given, "commit": commit,
+             "seconds": round(time.perf_counter() - start, 1), "error": error, "report": json.loads(report.read_text()) if status == 0 else None}
     report.unlink(missing_ok=True)
     temporary = path.with_suffix(".tmp")
     write_json(temporary, found)
@@ -161,14 +163,15 @@ def page(results, machine, tiny):
         lines += ["**A test of the command with tiny sizes. The figures mean nothing.**", ""]
     memory = machine.get("gpu_memory_bytes")
     gpu = f"{machine['gpu']} ({memory / 2**30:.0f} GiB, CUDA {machine['cuda']})" if memory else "no GPU"
-    lines += [f"{gpu}; {machine['cpu']}, {machine['cpus']} cores; Python {machine['python']}, torch {machine['torch']}, transformers "
-              f"{machine['transformers']}; commit {machine['commit']}{' with changes' if machine['changed_since'] else ''}.", ""]
+    lines += [f"{gpu}; {machine['cpu']}, {machine['cpus']} cores; Python {machine['python']}, torch {machine['torch']}, "
+              f"transformers {machine['transformers']}; commit {machine['commit']}{' with changes' if machine['changed_since'] else ''}.", ""]
     speeds = [row for name, one in good.items() if "throughput" in one["report"] for row in speed_rows(name, one)]
-    lines += ["## Throughput", "", "Rows are prompts, or users that are ranked. `benchmarks/throughput.py` says what the columns mean.", "",
-              table(speeds, ["part", "rows", "rows a second", "tokens a second", "TFLOP/s", "share of the peak", "peak memory, GiB",
-                             "largest batch"]), ""]
+    headers = ["part", "rows", "rows a second", "tokens a second", "TFLOP/s", "share of the peak", "peak memory, GiB", "largest batch"]
+    lines += ["## Throughput", "", "Rows are prompts, or users that are ranked. `benchmarks/throughput.py` explains the columns.", "",
+              table(speeds, headers), ""]
     rows = [[name, part, each["waits"], each["passes"], each["larger"]["waits"], each["larger"]["passes"], each["larger"]["what"]]
-            for name, one in good.items() if one["module"] == "synchronisations" for part, each in one["report"]["results"].items()]
+            for name, one in good.items() if one["module"] == "synchronisations"
+            for part, each in one["report"]["results"].items()]
     lines += ["## Where the host waits for the device", "", "The JSON of the part names the lines.", "",
               table(rows, ["part", "of", "waits", "passes", "waits, larger", "passes, larger", "larger"]), ""]
     rows = [[name, f"{size['titles']:,}", kind, f"{1e3 * of['median']:.2f}", of["passes"]]

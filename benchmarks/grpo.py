@@ -23,9 +23,9 @@ All three do the same mathematics. Before anything is timed, losses and gradient
 `recbole_flr.training.grpo` and the factor step are common to all versions. The versions differ in which tokens they read
 when. The repeated versions are spared what no title needs: logits before the title (`logits_to_keep`) and key/value caches.
 
-With --backbone the model has that language model, and with a --dtype other than float32 only `shared` is measured; then a small compact
-backbone in float64 is compared. The report gives the throughput of `shared`: prompts and their members' tokens a second, the share of
-the device's peak, the memory of a step, and with --largest-batch the largest batch (`benchmarks.throughput`).
+With --backbone the model has that language model, and with a --dtype other than float32 only `shared` is measured; then a small
+compact backbone in float64 is compared. The report gives the throughput of `shared`: prompts and their members' tokens a second,
+the share of the device's peak, the memory of a step, and with --largest-batch the largest batch (`benchmarks.throughput`).
 
 For times and memory see `benchmarks.harness`. Memory is measured after one step on a single short prompt.
 
@@ -235,8 +235,8 @@ def versions_of(given):
 
 
 def throughput(given, ratio):
-    """Figures of :func:`benchmarks.throughput.measure` for `shared`. A row has the tokens of its prompt, and the thought and the target
-    of each member."""
+    """Figures of :func:`benchmarks.throughput.measure` for `shared`. A row has the tokens of its prompt, and the thought and the
+    target of each member."""
     config, model, ids = build_frozen(given)
     step = steps(model, config, ratio, ["shared"])["shared"]
     tokens = given.prompt + given.group_size * (1 + given.target)

@@ -8,12 +8,13 @@ run. Its metrics and its weights must be exactly those of the run that was not k
 is started again; the table counts these. A conversion is killed at a random moment of its whole time. Then there must be no data
 set or a whole one, and the next conversion must give the same files and leave no temporary folder.
 
-With `--ranks` a run has so many processes, which are all killed. Its state is then resumed twice: by as many processes, which must
-come to exactly the same, and by one. That one draws other random numbers, so its last epochs differ. But nothing may be lost: what
-the killed run had saved must be exactly what the other run had at that point, and each stage must come to all of its epochs.
+With `--ranks` a run has so many processes, which are all killed. Its state is then resumed twice: by as many processes, which
+must come to exactly the same, and by one. That one draws other random numbers, so its last epochs differ. But nothing may be
+lost: what the killed run had saved must be exactly what the other run had at that point, and each stage must come to all of its
+epochs.
 
-With `--progress FILE` the results so far are written there after each kill, and the same command goes on behind the last one. The moment
-of a kill depends on the seed, on what is killed and on the number of the kill alone.
+With `--progress FILE` the results so far are written there after each kill, and the same command goes on behind the last one. The
+moment of a kill depends on the seed, on what is killed and on the number of the kill alone.
 
 The processes are forks of one that has imported everything, so a kill costs a second or two and not ten. It needs Linux or macOS.
 """
@@ -179,8 +180,9 @@ def kill_runs(root, what, words, marker, kills, progress, ranks=1):
     """Kill a run at random moments of one stage, and go on with it. Kills that `progress` has are not repeated.
 
     Returns:
-        dict, also kept in `progress`: `kills`, `before_first_save`, `equal` (runs whose metrics and weights are those of the run that was not killed), and with
-        several ranks `on_one` (kills after the first save whose run was resumed by one process, and lost nothing).
+        dict, also kept in `progress`: `kills`, `before_first_save`, `equal` (runs whose metrics and weights are those of the run that
+        was not killed), and with several ranks `on_one` (kills after the first save whose run was resumed by one process, and lost
+        nothing).
     """
     found = progress.of(what, ranks > 1)
     if found["kills"] >= kills:
@@ -279,7 +281,8 @@ def main(arguments=None):
         "ranks": (1, 1, "processes of a run"),
     })
     options.add_argument("--what", nargs="*", choices=[*RUNS, CONVERTER], help="what is killed (default: everything)")
-    options.add_argument("--progress", type=Path, metavar="FILE", help="keep the results so far there; the same command goes on with them")
+    options.add_argument("--progress", type=Path, metavar="FILE",
+                         help="keep the results so far there; the same command goes on with them")
     given = options.parse_args(arguments)
     try:
         progress = Progress(given.progress, given.seed, given.ranks)

@@ -112,7 +112,7 @@ def language_model_loss(model, rows):
 
 
 def interaction(model, rows):
-    """Item ids [B, H + 1] -> RecBole's batch of histories on the model's device, in which the last item of each row is the target."""
+    """Item ids [B, H + 1] -> RecBole's batch of histories on the model's device. The last item of each row is the target."""
     return Interaction({
         model.ITEM_SEQ: rows[:, :-1].contiguous(), model.POS_ITEM_ID: rows[:, -1].contiguous(),
         model.ITEM_SEQ_LEN: torch.full((len(rows),), rows.shape[1] - 1),
@@ -130,8 +130,8 @@ SIZES = {  # option: default, least, meaning
 
 
 def parse_sizes(module, description, numbers, arguments, switches=None, trainable=False):
-    """Parse a command line whose options are `SIZES`, `numbers`, `switches` (name -> meaning), `--json`, the internal `--memory-of`,
-    and those of the device, of the backbone (with `--trainable` if `trainable`) and of the throughput."""
+    """Parse a command line whose options are `SIZES`, `numbers`, `switches` (name -> meaning), `--json`, the internal
+    `--memory-of`, and those of the device, of the backbone (with `--trainable` if `trainable`) and of the throughput."""
     command = parser(module, description, {**SIZES, **numbers})
     for name, meaning in (switches or {}).items():
         command.add_argument(f"--{name}", action="store_true", help=meaning)

@@ -27,12 +27,14 @@ class Progress:
         if path and path.is_file():
             kept = json.loads(path.read_text())
             if kept["settings"] != self._settings:
-                raise ValueError(f"found the progress of {kept['settings']} in {path}, expected {self._settings}; name another file")
+                raise ValueError(f"found the progress of {kept['settings']} in {path}, expected {self._settings}; "
+                                 "name another file")
             self.results = kept["results"]
 
     def of(self, what, several):
         """The results of one kind of kills, to be counted further; `several` processes have one more."""
-        return self.results.setdefault(what, {"kills": 0, "before_first_save": 0, "equal": 0, **({"on_one": 0} if several else {})})
+        more = {"on_one": 0} if several else {}
+        return self.results.setdefault(what, {"kills": 0, "before_first_save": 0, "equal": 0, **more})
 
     def moment(self, what, number):
         """When a kill comes: a number in [0, 1)."""

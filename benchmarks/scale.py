@@ -78,8 +78,10 @@ def make_models(given, folder, texts, sample):
     for name in model_names(given):
         with tempfile.TemporaryDirectory() as data:
             write_dataset(data, {f"i{number}": text for number, text in enumerate(texts[:50])})
-            model = build_model(FLR, data, given.device, tokenizer=str(folder / "tokenizer"), num_beams=given.beams, topk=[given.beams],
-                                valid_metric=f"NDCG@{given.beams}", prompt="compact", **model_options(given, "frozen"))[1]  # fmt: skip
+            model = build_model(
+                FLR, data, given.device, tokenizer=str(folder / "tokenizer"), num_beams=given.beams, topk=[given.beams],
+                valid_metric=f"NDCG@{given.beams}", prompt="compact", **model_options(given, "frozen"),
+            )[1]
         model.collator = sample.collator.to(given.device)
         if name == "warmed up":
             warm_up(model, histories(texts, 16 * given.warmup, seed=2).split(16))

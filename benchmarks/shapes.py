@@ -1,9 +1,8 @@
 """The backbones that a benchmark can measure: the compact one, published shapes with random weights, and models with their own.
 
-A shape with random weights costs what the published model costs, and needs no download. Its model is made once, in the cache folder
-of converted models (`recbole_flr.pretrained.cache_folder`), and loaded as any other folder of a saved model. That of Qwen2.5-1.5B
-takes 3 GB of disk.
-"""
+A shape with random weights costs what the published model costs, and needs no download. Its model is made once, in the cache
+folder of converted models (`recbole_flr.pretrained.cache_folder`), and loaded as any other folder of a saved model. That of
+Qwen2.5-1.5B takes 3 GB of disk."""
 
 import json
 import os
@@ -36,17 +35,18 @@ DTYPES = ("float32", "mixed", "bfloat16")  # of the option torch_dtype
 def add_backbone(command, trainable=False):
     """Add the options `--backbone` and `--dtype`, and `--trainable` if the benchmark trains the backbone."""
     command.add_argument("--backbone", choices=BACKBONES, default="compact",
-                         help="language model: compact, a published shape with random weights, or a model with its own (default: compact)")
+                         help="compact, a published shape with random weights, or a model with its own (default: compact)")
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="torch_dtype of the backbone (default: float32)")
     if trainable:
-        command.add_argument("--trainable", choices=("full", "lora"), default="full", help="part of the backbone that is trained (default: full)")
+        command.add_argument("--trainable", choices=("full", "lora"), default="full",
+                             help="part of the backbone that is trained (default: full)")
 
 
 def check_backbone(command, given):
     """End the program with an error if the options do not fit each other."""
     if given.backbone == "compact" and vars(given).get("trainable") == "lora":
-        command.error("argument --trainable: found lora with the compact backbone, whose random weights must all be trained; expected "
-                      f"--backbone={' or '.join(BACKBONES[1:])} beside it")
+        command.error("argument --trainable: found lora with the compact backbone, whose random weights must all be trained; "
+                      f"expected --backbone={' or '.join(BACKBONES[1:])} beside it")
 
 
 def model_options(given, trainable):

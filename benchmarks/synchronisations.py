@@ -2,8 +2,8 @@
 
     python -m benchmarks.synchronisations --device=cuda --backbone=qwen2.5-1.5b --dtype=bfloat16 --profile=FOLDER
 
-The host waits for the device where it needs a number that the device has computed: `.item()`, `bool(tensor)`, a mask as an index. Once
-in a step costs little. Inside a loop, the device has nothing to do between two turns. The benchmark counts such places in
+The host waits for the device where it needs a number that the device has computed: `.item()`, `bool(tensor)`, a mask as an index.
+Once in a step costs little. Inside a loop, the device has nothing to do between two turns. The benchmark counts such places in
 
 - a step of the supervised stage: loss, backward pass, clipped gradients, AdamW;
 - a step of the stage `grpo`, with the rollout;
@@ -12,13 +12,13 @@ in a step costs little. Inside a loop, the device has nothing to do between two 
 RecBole's own loop adds two waits to each step: it
 reads the loss, and checks that it is finite.
 
-On CUDA, torch itself reports them (`torch.cuda.set_sync_debug_mode`). On a CPU, operators are counted that would wait on CUDA, because
-the shape of their result, or a number for Python, depends on the data. (A CPU has nothing to do for `.cpu()` and `.tolist()`, so these
-are not seen there.) Both name the line of the package.
+On CUDA, torch itself reports them (`torch.cuda.set_sync_debug_mode`). On a CPU, operators are counted that would wait on CUDA,
+because the shape of their result, or a number for Python, depends on the data. (A CPU has nothing to do for `.cpu()` and
+`.tolist()`, so these are not seen there.) Both name the line of the package.
 
-Loops: a step is repeated with one more refinement; the stage `grpo` with a group twice as large; the ranking with twice as many users.
-The column `larger` has the count of that. If it is the same, nothing waits inside these loops. The search is a loop itself: the table
-gives its waits and the passes of the backbone.
+Loops: a step is repeated with one more refinement; the stage `grpo` with a group twice as large; the ranking with twice as many
+users. The column `larger` has the count of that. If it is the same, nothing waits inside these loops. The search is a loop
+itself: the table gives its waits and the passes of the backbone.
 
 With --profile, torch.profiler runs on each part. FOLDER gets a table of the operators of each part.
 """
@@ -65,8 +65,9 @@ class WouldWait(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if waits(operator, args, kwargs) and not any("/torch/optim/" in frame.filename for frame in traceback.extract_stack(limit=8)):
-            self.places[place()] += 1
+        if waits(operator, args, kwargs):
+            if not any("/torch/optim/" in frame.filename for frame in traceback.extract_stack(limit=8)):
+                self.places[place()] += 1
         return operator(*args, **kwargs)
 
 
@@ -102,7 +103,7 @@ def counted(device):
     places = Counter()
 
     def keep(message, category, filename, lineno, file=None, line=None):
-        if "synchroniz" in str(message):
+        if "called a synchronizing" in str(message):
             places[place()] += 1
 
     with warnings.catch_warnings():
@@ -213,7 +214,8 @@ def parse(arguments):
     """Parse a command line. Returns the options."""
     command = parser("benchmarks.synchronisations", __doc__, {
         "titles": (2000, 50, "titles of the catalogue"), "users": (8, 1, "rows of a batch"), "beams": (10, 1, "beams"),
-        "warmup": (10, 1, "training steps of the compact backbone"), "threads": (None, 1, "threads of torch (default: torch's own choice)"),
+        "warmup": (10, 1, "training steps of the compact backbone"),
+        "threads": (None, 1, "threads of torch (default: torch's own choice)"),
     })  # fmt: skip
     add_device(command)
     add_backbone(command)

@@ -1,12 +1,13 @@
 """What a device gets done: tokens a second, the share of its peak, the memory that a step needs, and the largest batch that fits.
 
-- FLOPs: torch's FlopCounterMode counts the products of matrices (2 m n k) and attention of a step as it runs, forward and backward.
-  So LoRA and frozen weights, whose gradient is not computed, count less than full training. Prompt tokens that are read twice count
-  twice. Attention counts whole matrices, also where a mask hides a half. Its backward pass counts the scores that are computed again.
-- Share of the peak: FLOPs a second, divided by the peak of the card for dense products in bfloat16, from its maker's data sheet. The
-  option `--peak-tflops` names the peak of a card that `PEAKS` does not have. It says nothing on a CPU, unless it is given.
-- Memory: the peak of a step with the weights and the optimizer's state. On CUDA it is what torch has allocated. On a CPU it is the
-  resident memory of the process, with the libraries.
+- FLOPs: torch's FlopCounterMode counts the products of matrices (2 m n k) and attention of a step as it runs, forward and
+  backward. So LoRA and frozen weights, whose gradient is not computed, count less than full training. Prompt tokens that are read
+  twice count twice. Attention counts whole matrices, also where a mask hides a half. Its backward pass counts the scores that are
+  computed again.
+- Share of the peak: FLOPs a second, divided by the peak of the card for dense products in bfloat16, from its maker's data sheet.
+  The option `--peak-tflops` names the peak of a card that `PEAKS` does not have. It says nothing on a CPU, unless it is given.
+- Memory: the peak of a step with the weights and the optimizer's state. On CUDA it is what torch has allocated. On a CPU it is
+  the resident memory of the process, with the libraries.
 - Largest batch: doubled until a step runs out of memory (on a CPU: until its peak exceeds `--memory-limit`), then bisected.
 """
 
@@ -42,7 +43,7 @@ def add_throughput(command, rows="rows in a step"):
     command.add_argument("--largest-batch", type=at_least(0), default=0, metavar="MOST",
                          help=f"also find the largest number of {rows} that fits, at most so many (default: 0, not searched)")
     command.add_argument("--memory-limit", type=float, metavar="GIB",
-                         help="for --largest-batch: memory that a step may take; a GPU has its own limit (default), a CPU needs this")
+                         help="for --largest-batch: memory that a step may take (default: that of the GPU; a CPU needs this)")
 
 
 def check_throughput(command, given):
@@ -100,8 +101,8 @@ def rates(step, given, rows, tokens=None):
     a_second = rows / statistics.median(seconds)
     tflops = flops * a_second / rows / 1e12
     return {
-        "rows": rows, "seconds": seconds, "rows_a_second": a_second, "tokens_a_second": tokens and tokens * a_second, "flops": flops,
-        "tflops_a_second": tflops, "peak_tflops": best, "share_of_peak": best and tflops / best, "peak_bytes": most,
+        "rows": rows, "seconds": seconds, "rows_a_second": a_second, "tokens_a_second": tokens and tokens * a_second,
+        "flops": flops, "tflops_a_second": tflops, "peak_tflops": best, "share_of_peak": best and tflops / best, "peak_bytes": most,
     }
 
 
@@ -158,7 +159,8 @@ def measure(step_of, given, rows, tokens=None):
         tokens: of a row, see :func:`rates`.
 
     Returns:
-        dict: the fields of :func:`rates`; `largest_batch` (None if it was not searched), and with it `at_largest`, once more these fields.
+        dict: the fields of :func:`rates`; `largest_batch` (None if it was not searched); and `at_largest`, these fields again for that
+        batch (None if it is not another one).
     """
     found = {**rates(step_of(rows), given, rows, tokens), "largest_batch": None, "at_largest": None}
     if given.largest_batch:
@@ -179,8 +181,8 @@ def as_text(found, unit="rows"):
             continue
         tokens = f", {one['tokens_a_second']:,.0f} tokens a second" if one["tokens_a_second"] else ""
         share = f", {one['share_of_peak']:.1%} of the peak of {one['peak_tflops']:g}" if one["share_of_peak"] else ""
-        lines.append(f"{one['rows']} {unit}: {one['rows_a_second']:,.1f} {unit} a second{tokens}, {one['tflops_a_second']:.3g} TFLOP/s{share}, "
-                     f"{one['peak_bytes'] / GIB:.2f} GiB")
+        lines.append(f"{one['rows']} {unit}: {one['rows_a_second']:,.1f} {unit} a second{tokens}, "
+                     f"{one['tflops_a_second']:.3g} TFLOP/s{share}, {one['peak_bytes'] / GIB:.2f} GiB")
     if found["largest_batch"] is not None:
         lines.append(f"The largest batch that fits: {found['largest_batch']} {unit}.")
     return "\n".join(lines)

@@ -16,9 +16,10 @@ targets have exactly the lengths that the options ask for. The versions:
   uses the last states of the prompt. So the last layer has no backward pass over the prompt, which FLR's factors do need. At
   the compact size that saves a third of the work, in a large language model very little (2 of 3 n parts of n layers).
 
-With --backbone the models have that language model; prompts and targets keep their lengths, because their words are one token each.
-With a --backbone only `ours` is measured, and with a --dtype other than float32 only the project's versions. The report gives the throughput of `ours`: tokens a
-second, the share of the device's peak, the memory of a step, and with --largest-batch the largest batch (`benchmarks.throughput`).
+With --backbone the models have that language model; prompts and targets keep their lengths, because their words are one token
+each. With a --backbone only `ours` is measured, and with a --dtype other than float32 only the project's versions. The report
+gives the throughput of `ours`: tokens a second, the share of the device's peak, the memory of a step, and with --largest-batch
+the largest batch (`benchmarks.throughput`).
 
     python -m benchmarks.training --device=cuda --backbone=qwen2.5-1.5b --dtype=bfloat16 --largest-batch=1024
 
@@ -190,7 +191,7 @@ def make_step(given, version):
 
 
 def throughput(given):
-    """Figures of :func:`benchmarks.throughput.measure` for `ours`. A row has the tokens of its prompt, its thought and its target."""
+    """Figures of :func:`benchmarks.throughput.measure` for `ours`. A row has the tokens of its prompt, thought and target."""
     _, step, batch_of = step_maker(given, "ours")
     return measure(lambda rows: partial(step, batch_of(rows)), given, given.batch, given.prompt + 1 + given.target)
 
@@ -216,7 +217,7 @@ def parse(arguments):
 
 
 def versions_of(given):
-    """The versions that are measured: all; of other precisions and backbones the project's, as the obvious ones know only float32."""
+    """The versions that are measured: all; in other precisions the project's, as the obvious ones know only float32."""
     if given.backbone != "compact":
         chosen = ["ours"]  # one large model is in memory at a time
     else:

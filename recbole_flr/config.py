@@ -121,8 +121,8 @@ def check_gpus(gpu_id, count):
     """
     numbers = [number for number in gpu_id.split(",") if number.strip()]
     if 0 < len(numbers) < count:
-        raise ConfigError(f"gpu_id: found {gpu_id}, which names {len(numbers)} for the {count} processes of this machine; expected one "
-                          f"for each, such as --gpu_id={','.join(map(str, range(count)))}, or leave it out")
+        raise ConfigError(f"gpu_id: found {gpu_id}, which names {len(numbers)} for the {count} processes of this machine; expected "
+                          f"one for each, such as --gpu_id={','.join(map(str, range(count)))}, or leave it out")
 
 
 class Config(recbole.config.Config):

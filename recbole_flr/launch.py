@@ -74,7 +74,8 @@ def launch(config, function, *arguments):
         _interrupt(context.processes)
         if any(process.exitcode == 130 for process in context.processes):
             raise AlreadySaid("interrupted", 130) from None
-        raise Interrupted("interrupted; the processes were stopped, and --resume=FOLDER goes on from the last epoch that was saved") from None
+        how = "--resume=FOLDER goes on from the last epoch that was saved"
+        raise Interrupted(f"interrupted; the processes were stopped, and {how}") from None
     finally:
         for process in context.processes:
             if process.is_alive():
@@ -85,7 +86,7 @@ def launch(config, function, *arguments):
 
 @contextmanager
 def _deaf():
-    """Within this context, Ctrl-C does nothing here, nor in processes that are started, until they say otherwise (see `_work`)."""
+    """Within this context, Ctrl-C does nothing here, nor in processes that are started, until they listen (see `_work`)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -108,7 +109,7 @@ def _interrupt(running):
 
 
 def _interrupted(*_):
-    """What a process does at the first Ctrl-C. It does not hear later ones, as the terminal and the first process may both tell it."""
+    """What a process does at the first Ctrl-C. It does not hear more: the terminal and the first process may both tell it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 

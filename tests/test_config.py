@@ -494,7 +494,7 @@ def test_a_converted_data_set_brings_its_own_options(tmp_path):
 
 @pytest.mark.parametrize("gpu_id, found", [("3", "3, which names 1"), (3, "3, which names 1"), ("0,1", "0,1, which names 2")])
 def test_each_process_needs_a_gpu_of_its_own(monkeypatch, gpu_id, found):
-    refused(rf"gpu_id: found {found} for the 3 processes of this machine; expected one for each, such as --gpu_id=0,1,2, or leave",
+    refused(rf"gpu_id: found {found} for the 3 processes of this machine; expected one for each, such as --gpu_id=0,1,2, or ",
             "FLR", gpu_id=gpu_id, nproc=3)
     for options in ({"gpu_id": "4,5,6"}, {"gpu_id": ""}, {"use_gpu": False, "gpu_id": "3"}, {}):
         Config("FLR", "toys_demo", config_dict={**options, "nproc": 3})

@@ -68,7 +68,7 @@ class TreeDecoder:
         for turn in count():  # up the tree, one generation a turn
             alive = current >= 0
             beyond = turn - self.generations - 1
-            if beyond >= 0 and beyond % TURNS == 0 and not alive.any():  # asking waits for the device; a turn too many changes nothing
+            if beyond >= 0 and beyond % TURNS == 0 and not alive.any():  # asking waits for the device; more turns change nothing
                 break
             here = current.clamp_min(0)
             sees.scatter_(2, here.unsqueeze(2), sees.gather(2, here.unsqueeze(2)) | alive.unsqueeze(2))

@@ -1,10 +1,11 @@
-"""The command that measures all of a GPU, on a CPU with tiny sizes and in this process: it goes on after a failure and can be given again."""
+"""The command that measures all of a GPU, on a CPU with tiny sizes: it goes on after a failure and can be given again."""
 
 import importlib
 import json
 import subprocess
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,9 +33,11 @@ def here(monkeypatch, small_cache):
             module.main(words)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    monkeypatch.setattr(benchmark, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
     monkeypatch.setattr(benchmark, "surroundings", lambda **_: {
-        "commit": "a" * 40, "changed_since": False, "gpu": None, "cpu": "x", "cpus": 2, "python": "3", "torch": "2", "transformers": "5"})
+        "commit": "a" * 40, "changed_since": False, "gpu": None, "cpu": "x", "cpus": 2, "python": "3", "torch": "2",
+        "transformers": "5",
+    })
     return started, errors
 
 
