@@ -61,7 +61,8 @@ def parts(given):
         rows = 2 if given.tiny else 32
         for trainable, dtype in (("full", "bfloat16"), ("full", "mixed"), ("lora", "bfloat16")):
             add(f"training-{trainable}-{dtype}", "training", f"--batch={rows}", f"--dtype={dtype}", f"--trainable={trainable}")
-        add("training-compiled", "training", f"--batch={rows}", "--dtype=bfloat16", "--compile")
+        if not given.tiny:  # compiling takes minutes, whatever the size
+            add("training-compiled", "training", f"--batch={rows}", "--dtype=bfloat16", "--compile")
         add("grpo", "grpo", f"--batch={rows}", "--dtype=bfloat16")
         for beams in (4, 5) if given.tiny else (10, 20):
             add(f"decoding-{beams}", "decoding", f"--users={2 if given.tiny else 128}", f"--beams={beams}", "--dtype=bfloat16")
