@@ -23,12 +23,15 @@ All three do the same mathematics. Before anything is timed, losses and gradient
 `recbole_flr.training.grpo` and the factor step are common to all versions. The versions differ in which tokens they read
 when. The repeated versions are spared what no title needs: logits before the title (`logits_to_keep`) and key/value caches.
 
+With --backbone the model has that language model, and with a --dtype other than float32 only `shared` is measured; then a small
+compact backbone in float64 is compared. The report gives the throughput of `shared`: prompts and their members' tokens a second,
+the share of the device's peak, the memory of a step, and with --largest-batch the largest batch (`benchmarks.throughput`).
+
 For times and memory see `benchmarks.harness`. Memory is measured after one step on a single short prompt.
 
 Shapes: B prompts, G members, L prompt tokens, T title tokens, D width, V vocabulary.
 """
 
-import argparse
 import gc
 import statistics
 import sys
@@ -40,7 +43,8 @@ from recbole.data.interaction import Interaction
 from tabulate import tabulate
 
 from benchmarks.harness import in_fresh_process, in_turns, peak, spread, start_peak, surroundings, write_json
-from benchmarks.made_up import batch, build, continued, in_float64, parse_sizes, think
+from benchmarks.made_up import batch, build, checked_sizes, continued, in_float64, parse_sizes, think
+from benchmarks.throughput import as_text, measure
 from recbole_flr.contracts import LossPart, total_loss
 from recbole_flr.data.prompt import IGNORE
 from recbole_flr.model.flr import FLR
@@ -176,7 +180,7 @@ def check_equal(given):
     Raises:
         AssertionError: if a loss or a gradient differs, or if the exact match cannot make a difference.
     """
-    given = argparse.Namespace(**{**vars(given), "items": 2, "batch": 4})
+    given = checked_sizes(given, items=2, batch=4)
     config, model, ids = build_frozen(given)
     config["noise_scale"] = 3.0
     in_float64(model, std=2 * given.hidden ** -0.5)
@@ -207,7 +211,7 @@ def check_equal(given):
 # measures
 
 
-def steps(model, config, ratio):
+def steps(model, config, ratio, versions=VERSIONS):
     """version -> function that makes one optimizer step on a RecBole batch."""
     trained = [p for p in model.parameters() if p.requires_grad]
 
@@ -222,7 +226,21 @@ def steps(model, config, ratio):
 
         return step
 
-    return {name: make(version) for name, version in VERSIONS.items()}
+    return {name: make(VERSIONS[name]) for name in versions}
+
+
+def versions_of(given):
+    """The versions that are measured: all, or `shared` alone, as the others know only float32."""
+    return list(VERSIONS) if given.backbone == "compact" and given.dtype == "float32" else ["shared"]
+
+
+def throughput(given, ratio):
+    """Figures of :func:`benchmarks.throughput.measure` for `shared`. A row has the tokens of its prompt, and the thought and the
+    target of each member."""
+    config, model, ids = build_frozen(given)
+    step = steps(model, config, ratio, ["shared"])["shared"]
+    tokens = given.prompt + given.group_size * (1 + given.target)
+    return measure(lambda rows: partial(step, batch(given, model, ids, rows)), given, given.batch, tokens)
 
 
 def times(given):
@@ -231,7 +249,7 @@ def times(given):
     interaction = batch(given, model, ids)
     found = {}
     for ratio in RATIOS:
-        made = steps(model, config, ratio)
+        made = steps(model, config, ratio, versions_of(given))
         versions = {name: partial(step, interaction) for name, step in made.items()}
         for version, seconds in in_turns(versions, given.repeats, given.device).items():
             found[ratio, version] = seconds
@@ -241,7 +259,7 @@ def times(given):
 def memory_growth(given, version, ratio):
     """Bytes by which the memory rises in one step. To be called in a fresh process, which has no earlier peak."""
     config, model, ids = build_frozen(given)
-    step, interaction = steps(model, config, ratio)[version], batch(given, model, ids)
+    step, interaction = steps(model, config, ratio, [version])[version], batch(given, model, ids)
     small = Interaction({name: value[:1].clone() for name, value in interaction.interaction.items()})
     small[model.ITEM_SEQ_LEN][:] = 1
     step(small)  # so that what torch sets up once is not counted
@@ -275,7 +293,7 @@ def main(arguments=None):
     difference = check_equal(given)
     print(f"Loss and gradients agree in float64: largest relative difference {difference:.1e}.")
     memory = {(ratio, version): in_fresh_process("benchmarks.grpo", [*arguments, "--memory-of", ratio, version])
-              for ratio in RATIOS for version in VERSIONS}
+              for ratio in RATIOS for version in versions_of(given)}
     results, rows = [], []
     for (ratio, version), seconds in times(given).items():
         one = {"grpo_ratio": ratio, "version": version, "seconds": seconds, "median": statistics.median(seconds),
@@ -288,8 +306,13 @@ def main(arguments=None):
                      f"{one['peak_bytes'] / 1e6:.1f}", one["memory_ratio"] and f"{one['memory_ratio']:.2f}"])
     headers = ["grpo_ratio", "version", "time ms (min..max)", "to shared", "peak memory MB", "to shared"]
     print(tabulate(rows, headers, disable_numparse=True, colalign=("left", "left", *["right"] * 4)))
+    speeds = {ratio: throughput(given, ratio) for ratio in RATIOS}
+    for ratio, speed in speeds.items():
+        print(f"{ratio}: {as_text(speed, 'prompts')}")
     settings = {name: value for name, value in vars(given).items() if name not in ("json", "memory_of")}
-    report = {"settings": settings, **surroundings(device=given.device), "largest_difference": difference, "results": results}
+    command = " ".join(["python -m benchmarks.grpo", *arguments])
+    report = {"command": command, "settings": settings, **surroundings(device=given.device), "largest_difference": difference,
+              "results": results, "throughput": speeds}  # fmt: skip
     write_json(given.json, report)
     return report
 

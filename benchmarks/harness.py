@@ -89,7 +89,8 @@ def surroundings(packages=("torch", "transformers"), device="cpu"):
     Returns:
         dict with `commit` (40 hex digits or `unknown`), `changed_since` (whether tracked files were changed since the commit),
         the fields of :func:`recbole_flr.result.hardware`, `python`, and the version of each package. `threads` and `gpu`
-        describe torch, so they are left out where torch is not among the packages.
+        describe torch, so they are left out where torch is not among the packages. On CUDA there are also `gpu_memory_bytes` and
+        `cuda`, the version that torch was built with.
     """
     from recbole_flr.result import commit_of, hardware, versions
 
@@ -97,6 +98,10 @@ def surroundings(packages=("torch", "transformers"), device="cpu"):
     machine = hardware(device)
     if "torch" not in packages:
         del machine["threads"], machine["gpu"]
+    elif device == "cuda":
+        import torch
+
+        machine.update(gpu_memory_bytes=torch.cuda.get_device_properties(0).total_memory, cuda=torch.version.cuda)
     return {"commit": commit.rstrip("+"), "changed_since": commit.endswith("+"), **machine, **versions(packages)}
 
 
@@ -142,9 +147,9 @@ def at_least(least):
     return number
 
 
-def add_device(parser):
+def add_device(parser, default="cpu"):
     """Add the option `--device`."""
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the models run (default: cpu)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default, help=f"where the models run (default: {default})")
 
 
 def check_device(parser, device):

@@ -1,16 +1,20 @@
 """Kills runs and conversions at random moments, goes on with them, and compares what comes out with a run that was not killed.
 
     python -m benchmarks.kills --kills=20 --seed=1
-    python -m benchmarks.kills --kills=10 --seed=1 --ranks=2 --what "FLR, warmup" "FLR, sft" "FLR, grpo"
+    python -m benchmarks.kills --kills=10 --seed=1 --ranks=2 --what "FLR, warmup" "FLR, sft" "FLR, grpo" --progress kills.json
 
 Each kill is a SIGKILL to a process of its own, at a random moment of one stage of the training. `--resume` then goes on with the
 run. Its metrics and its weights must be exactly those of the run that was not killed. A run that was killed before it first saved
 is started again; the table counts these. A conversion is killed at a random moment of its whole time. Then there must be no data
 set or a whole one, and the next conversion must give the same files and leave no temporary folder.
 
-With `--ranks` a run has so many processes, which are all killed. Its state is then resumed twice: by as many processes, which must
-come to exactly the same, and by one. That one draws other random numbers, so its last epochs differ. But nothing may be lost: what
-the killed run had saved must be exactly what the other run had at that point, and each stage must come to all of its epochs.
+With `--ranks` a run has so many processes, which are all killed. Its state is then resumed twice: by as many processes, which
+must come to exactly the same, and by one. That one draws other random numbers, so its last epochs differ. But nothing may be
+lost: what the killed run had saved must be exactly what the other run had at that point, and each stage must come to all of its
+epochs.
+
+With `--progress FILE` the results so far are written there after each kill, and the same command goes on behind the last one. The
+moment of a kill depends on the seed, on what is killed and on the number of the kill alone.
 
 The processes are forks of one that has imported everything, so a kill costs a second or two and not ten. It needs Linux or macOS.
 """
@@ -19,7 +23,6 @@ import gzip
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import sys
@@ -29,6 +32,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from benchmarks.harness import parser, surroundings, write_json
+from benchmarks.progress import Progress
 from benchmarks.recbole_models import write_dataset
 
 SMALL = ["--dataset=every", "--show_progress=False", "--epochs=3", "--train_batch_size=32", "--eval_batch_size=64",
@@ -172,13 +176,17 @@ def nothing_lost(saved, run, reference):
         stages[name]["epochs"] == expected[name]["epochs"] for name in expected)
 
 
-def kill_runs(root, words, marker, kills, rng, ranks=1):
-    """Kill a run at random moments of one stage, and go on with it.
+def kill_runs(root, what, words, marker, kills, progress, ranks=1):
+    """Kill a run at random moments of one stage, and go on with it. Kills that `progress` has are not repeated.
 
     Returns:
-        dict: `kills`, `before_first_save`, `equal` (runs whose metrics and weights are those of the run that was not killed), and with
-        several ranks `on_one` (kills after the first save whose run was resumed by one process, and lost nothing).
+        dict, also kept in `progress`: `kills`, `before_first_save`, `equal` (runs whose metrics and weights are those of the run that
+        was not killed), and with several ranks `on_one` (kills after the first save whose run was resumed by one process, and lost
+        nothing).
     """
+    found = progress.of(what, ranks > 1)
+    if found["kills"] >= kills:
+        return found
     reference = root / "reference"
     reference.mkdir()
     begin = time.perf_counter()
@@ -188,24 +196,23 @@ def kill_runs(root, words, marker, kills, rng, ranks=1):
     run.join()
     seconds = _stage_seconds(reference, marker, time.perf_counter() - begin - reached)
     expected = outcome(reference)
-    found = {"kills": kills, "before_first_save": 0, "equal": 0, **({"on_one": 0} if ranks > 1 else {})}
-    for number in range(kills):
-        folder = root / str(number)
+    for number in range(found["kills"], kills):
+        folder, more = root / str(number), {}
         folder.mkdir()
         run = Ranks(train(words), folder, ranks)
         if wait_for(marker, run):
-            time.sleep(rng.random() * seconds)
+            time.sleep(progress.moment(what, number) * seconds)
         run.kill()
         runs = list((folder / "saved").glob("*"))
         if runs and (runs[0] / "last.safetensors").is_file():
             if ranks > 1:
-                found["on_one"] += _on_one(folder, runs[0], reference, words)
+                more["on_one"] = _on_one(folder, runs[0], reference, words)
             whole(train([f"--resume={runs[0]}", words[0]]), folder, ranks)
         else:
-            found["before_first_save"] += 1
+            more["before_first_save"] = True
             shutil.rmtree(folder / "saved", ignore_errors=True)
             whole(train(words), folder, ranks)
-        found["equal"] += outcome(folder) == expected
+        progress.count(what, equal=outcome(folder) == expected, **more)
         shutil.rmtree(folder)
     shutil.rmtree(reference)
     return found
@@ -230,8 +237,11 @@ def _stage_seconds(folder, marker, rest):
     return stages.get(marker.removeprefix(": "), rest)
 
 
-def kill_conversions(root, kills, rng):
+def kill_conversions(root, kills, progress):
     """Kill the converter at random moments; the fields are those of :func:`kill_runs`."""
+    found = progress.of(CONVERTER, False)
+    if found["kills"] >= kills:
+        return found
     from dataset_scripts import convert, toys_demo
 
     toys_demo.prepare(root / "raw")
@@ -249,19 +259,17 @@ def kill_conversions(root, kills, rng):
     reference = root / "reference"
     reference.mkdir()
     seconds, expected = whole(call, reference), files(reference)
-    found = {"kills": kills, "before_first_save": 0, "equal": 0}
-    for number in range(kills):
+    for number in range(found["kills"], kills):
         folder = root / str(number)
         folder.mkdir()
         run = Ranks(call, folder)
-        time.sleep(rng.random() * seconds)
+        time.sleep(progress.moment(CONVERTER, number) * seconds)
         run.kill()
         there = (folder / "dataset" / "d").is_dir()
         intact = not there or files(folder) == expected
-        found["before_first_save"] += not there
         whole(call, folder)
         left = [path.name for path in (folder / "dataset").iterdir() if path.name != "d"]
-        found["equal"] += intact and files(folder) == expected and not left
+        progress.count(CONVERTER, equal=intact and files(folder) == expected and not left, before_first_save=not there)
         shutil.rmtree(folder)
     return found
 
@@ -273,7 +281,13 @@ def main(arguments=None):
         "ranks": (1, 1, "processes of a run"),
     })
     options.add_argument("--what", nargs="*", choices=[*RUNS, CONVERTER], help="what is killed (default: everything)")
+    options.add_argument("--progress", type=Path, metavar="FILE",
+                         help="keep the results so far there; the same command goes on with them")
     given = options.parse_args(arguments)
+    try:
+        progress = Progress(given.progress, given.seed, given.ranks)
+    except ValueError as error:
+        options.error(f"argument --progress: {error}")
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
@@ -283,18 +297,17 @@ def main(arguments=None):
     import recbole_flr.quick_start  # noqa: F401: now, so that the forks need not
 
     torch.set_num_threads(1)
-    rng, results = random.Random(given.seed), {}
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
         data = write_dataset(Path(folder) / "data", users=16, items=40)
         for what in given.what or [*RUNS, CONVERTER]:
             root = Path(folder) / str(len(results))
             root.mkdir()
             if what == CONVERTER:
-                results[what] = kill_conversions(root, given.kills, rng)
+                results[what] = kill_conversions(root, given.kills, progress)
             else:
                 words, marker = RUNS[what]
-                results[what] = kill_runs(root, [f"--data_path={data}", *words], marker, given.kills, rng, given.ranks)
-            print(f"{what}: {results[what]}", file=sys.stderr, flush=True)
+                results[what] = kill_runs(root, what, [f"--data_path={data}", *words], marker, given.kills, progress, given.ranks)
     several = given.ranks > 1
     print("| killed | kills | before anything was saved | equal to the run that was not killed |"
           + (" resumed by one process: nothing lost |" if several else "") + f"\n|{'---|' * (5 if several else 4)}")

@@ -19,6 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from benchmarks.harness import add_device, check_device, parser
+from benchmarks.shapes import add_backbone, check_backbone, model_options
+from benchmarks.throughput import add_throughput, check_throughput
 from recbole_flr.config import Config
 from recbole_flr.data.loading import load_dataset, split
 from recbole_flr.data.packing import Packed
@@ -101,19 +103,20 @@ def warm_up(model, batches):
 
 def language_model_loss(model, rows):
     """Mean cross entropy of the next token in whole sequences: item ids [B, H + 1] -> scalar."""
-    prompts = model.collator.prompts(rows, torch.full((len(rows),), rows.shape[1]), left=False)
+    rows = rows.to(model.device)
+    prompts = model.collator.prompts(rows, torch.full((len(rows),), rows.shape[1], device=rows.device), left=False)
     labels = torch.where(prompts.mask, prompts.ids, IGNORE).roll(-1, 1)
     labels[:, -1] = IGNORE
-    positions = torch.arange(prompts.ids.shape[1]).expand_as(prompts.ids)
+    positions = torch.arange(prompts.ids.shape[1], device=rows.device).expand_as(prompts.ids)
     return model.language_model_loss(Packed(prompts.ids, positions, prompts.mask.long() - 1, labels))
 
 
 def interaction(model, rows):
-    """Item ids [B, H + 1] -> RecBole's batch of histories, in which the last item of each row is the target."""
+    """Item ids [B, H + 1] -> RecBole's batch of histories on the model's device. The last item of each row is the target."""
     return Interaction({
         model.ITEM_SEQ: rows[:, :-1].contiguous(), model.POS_ITEM_ID: rows[:, -1].contiguous(),
         model.ITEM_SEQ_LEN: torch.full((len(rows),), rows.shape[1] - 1),
-    })  # fmt: skip
+    }).to(model.device)  # fmt: skip
 
 
 # ---- prompts and targets of exact lengths ------------------------------------------------------------------------------
@@ -126,21 +129,36 @@ SIZES = {  # option: default, least, meaning
 }  # fmt: skip
 
 
-def parse_sizes(module, description, numbers, arguments, switches=None):
-    """Parse a command line whose options are `SIZES`, `numbers`, `switches` (name -> meaning), `--device`, `--json` and the
-    internal `--memory-of`."""
+def parse_sizes(module, description, numbers, arguments, switches=None, trainable=False):
+    """Parse a command line whose options are `SIZES`, `numbers`, `switches` (name -> meaning), `--json`, the internal
+    `--memory-of`, and those of the device, of the backbone (with `--trainable` if `trainable`) and of the throughput."""
     command = parser(module, description, {**SIZES, **numbers})
     for name, meaning in (switches or {}).items():
         command.add_argument(f"--{name}", action="store_true", help=meaning)
     add_device(command)
+    add_backbone(command, trainable)
+    add_throughput(command)
     command.add_argument("--memory-of", nargs="+", help=argparse.SUPPRESS)
     given = command.parse_args(arguments)
     if given.prompt <= 2 * given.target:
         command.error(f"argument --prompt: found {given.prompt}, expected more than two targets, {2 * given.target}")
     check_device(command, given.device)
+    check_backbone(command, given)
+    check_throughput(command, given)
     if given.threads:
         torch.set_num_threads(given.threads)
     return given
+
+
+def checked_sizes(given, **sizes):
+    """The options for a comparison in float64: a small compact backbone, as a large one would need too much memory.
+
+    Args:
+        given: options; the copy has the sizes in `sizes`.
+    """
+    if given.backbone != "compact":
+        sizes = {"hidden": 64, "layers": 2, **sizes}
+    return argparse.Namespace(**{**vars(given), "backbone": "compact", "dtype": "float32", **sizes})
 
 
 def _write_files(folder, given):
@@ -189,7 +207,7 @@ def build(model_class, given, **options):
 
     Args:
         model_class: a model class of recbole_flr.
-        given: options; `vocabulary`, `target`, `prompt`, `items`, `hidden`, `layers` and `device` are read.
+        given: options; `vocabulary`, `target`, `prompt`, `items`, `hidden`, `layers`, `device`, `backbone` and `dtype` are read.
         options: further options of the model.
 
     Returns:
@@ -200,24 +218,25 @@ def build(model_class, given, **options):
         config, model, dataset = build_model(model_class, folder, given.device, **{
             "MAX_ITEM_LIST_LENGTH": given.prompt // given.target, "max_title_tokens": 2 * given.target,
             "duplicate_titles": "share", "tokenizer": str(Path(folder) / "tokenizer"), "prompt": "compact",
-            "compact_hidden_size": given.hidden, "compact_layers": given.layers, **options,
+            "compact_hidden_size": given.hidden, "compact_layers": given.layers,
+            **model_options(given, vars(given).get("trainable") or "frozen"), **options,
         })  # fmt: skip
     return config, model, lambda names: dataset.token2id(dataset.iid_field, names)
 
 
-def batch(given, model, ids):
-    """RecBole's batch of `given.batch` prompts of L tokens with targets of T tokens.
+def batch(given, model, ids, rows=None):
+    """RecBole's batch of prompts of L tokens with targets of T tokens: `rows` of them, or else `given.batch`.
 
     Raises:
         AssertionError: the lengths are not those asked for.
     """
-    length = (given.prompt - 1) // given.target
-    names = np.random.default_rng(1).integers(given.items, size=(given.batch, length)).astype(str)
+    length, rows = (given.prompt - 1) // given.target, rows or given.batch
+    names = np.random.default_rng(1).integers(given.items, size=(rows, length)).astype(str)
     items = ids(np.char.add("i", names))
-    first = np.full((given.batch, 1), ids("filler"))
+    first = np.full((rows, 1), ids("filler"))
     interaction = Interaction({
         model.ITEM_SEQ: torch.from_numpy(np.concatenate([first, items[:, 1:]], axis=1)),
-        model.ITEM_SEQ_LEN: torch.full((given.batch,), length), model.POS_ITEM_ID: torch.from_numpy(items[:, 0]),
+        model.ITEM_SEQ_LEN: torch.full((rows,), length), model.POS_ITEM_ID: torch.from_numpy(items[:, 0]),
     }).to(model.device)  # fmt: skip
     found = [model.prompt_lengths(interaction)[0].item(), model.collator.targets(interaction[model.POS_ITEM_ID])[0].shape[1]]
     if found != [given.prompt, given.target]:

@@ -21,6 +21,9 @@ who keep to a brand. Its beams stay among few beginnings, as those of a trained 
 fresh weights. All tokens are about equally probable, so the beams scatter, and more titles with longer tails have to be scored;
 this is the worst case.
 
+With --backbone there is one model, `as it is`: that language model, with the weights that it has. With random weights that is the
+worst case.
+
 Nothing is timed before it is compared (`benchmarks.checks`): each trie with its titles, the smallest one also with a trie of
 dicts, and for the first users of each size and model the scores of all titles found with full passes without a cache.
 
@@ -39,25 +42,28 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from benchmarks.checks import check_against_dicts, check_scores, check_trie
-from benchmarks.harness import in_fresh_process, in_turns, parser, spread, surroundings, write_json
+from benchmarks.checks import TOLERANCES, check_against_dicts, check_scores, check_trie
+from benchmarks.harness import add_device, check_device, in_fresh_process, in_turns, parser, spread, surroundings, write_json
 from benchmarks.made_up import (
     build_model, histories, interaction, language_model_loss, shop_titles, warm_up, write_dataset,
 )  # fmt: skip
 from benchmarks.preparation import build_memory, load, prepare
+from benchmarks.shapes import SHAPES, add_backbone, model_options
 from recbole_flr.decoding import Trie, beam_search, item_scores
-from recbole_flr.model.backbone import train_tokenizer
+from recbole_flr.model.backbone import load_tokenizer, train_tokenizer
 from recbole_flr.model.flr import FLR
 from recbole_flr.model.tree import TreeDecoder
+from recbole_flr.pretrained import find_model
 
 SAMPLE = 10_000  # titles from which the tokenizer and the model learn; the other sizes are compared with this one
 VOCABULARY = 4000  # compact_vocab_size of properties/generative.yaml
 CHECKED = 4  # users whose scores are compared with full passes
 MODELS = ("warmed up", "random")
+AS_IT_IS = ("as it is",)  # with another backbone than the compact one
 
 
 def make_models(given, folder, texts, sample):
-    """The two models, FLR of the default sizes.
+    """The two models, FLR of the default sizes; with --backbone one model.
 
     Args:
         given: options; `beams` and `warmup` are read.
@@ -69,18 +75,25 @@ def make_models(given, folder, texts, sample):
         two dicts, name -> model, and name -> mean cross entropy of a token in sequences of users that the model has not seen.
     """
     models, losses = {}, {}
-    for name in MODELS:
+    for name in model_names(given):
         with tempfile.TemporaryDirectory() as data:
             write_dataset(data, {f"i{number}": text for number, text in enumerate(texts[:50])})
-            model = build_model(FLR, data, tokenizer=str(folder / "tokenizer"), num_beams=given.beams, topk=[given.beams],
-                                valid_metric=f"NDCG@{given.beams}")[1]  # fmt: skip
-        model.collator = sample.collator
+            model = build_model(
+                FLR, data, given.device, tokenizer=str(folder / "tokenizer"), num_beams=given.beams, topk=[given.beams],
+                valid_metric=f"NDCG@{given.beams}", prompt="compact", **model_options(given, "frozen"),
+            )[1]
+        model.collator = sample.collator.to(given.device)
         if name == "warmed up":
             warm_up(model, histories(texts, 16 * given.warmup, seed=2).split(16))
         with torch.no_grad():
             losses[name] = language_model_loss(model.eval(), histories(texts, 64, seed=3)).item()
         models[name] = model
     return models, losses
+
+
+def model_names(given):
+    """Names of the models."""
+    return MODELS if given.backbone == "compact" else AS_IT_IS
 
 
 class Counting(TreeDecoder):
@@ -105,9 +118,9 @@ def time_decoding(given, model, shops, tries, rows):
         return model.decode(thought)
 
     beams = {size: decode(tries[size]) for size in given.sizes}
-    seconds = in_turns({size: partial(decode, tries[size]) for size in given.sizes}, given.repeats)
+    seconds = in_turns({size: partial(decode, tries[size]) for size in given.sizes}, given.repeats, given.device)
     spreading = {size: partial(item_scores, beams[size], tries[size], size + 1) for size in given.sizes}
-    spreading = in_turns(spreading, given.repeats)
+    spreading = in_turns(spreading, given.repeats, given.device)
     base, results = base_size(given), {}
     for size in given.sizes:
         counted = Counting(model.backbone, thought)
@@ -146,7 +159,10 @@ def parse(arguments):
     })  # fmt: skip
     command.add_argument("--sizes", type=_sizes, default="1000,10000,100000,1000000", help="titles, with commas")
     command.add_argument("--part", nargs=3, help=argparse.SUPPRESS)  # name, folder, size: runs in its own process
+    add_device(command)
+    add_backbone(command)
     given = command.parse_args(arguments)
+    check_device(command, given.device)
     if given.threads:
         torch.set_num_threads(given.threads)
     return given
@@ -171,7 +187,7 @@ def main(arguments=None):
     settings = {name: value for name, value in vars(given).items() if name not in ("json", "part")}
     report = {
         "command": " ".join(["python -m benchmarks.scale", *arguments]), "settings": settings,
-        **surroundings(("torch", "numpy", "transformers", "tokenizers")), "compared_with": base_size(given),
+        **surroundings(("torch", "numpy", "transformers", "tokenizers"), given.device), "compared_with": base_size(given),
         "cross_entropy_of_a_token": losses, "results": results,
     }  # fmt: skip
     write_json(given.json, report)
@@ -183,7 +199,10 @@ def measure(given, arguments, folder):
     titles = shop_titles(max(given.sizes))
     (folder / "titles.txt").write_text("\n".join(titles) + "\n", encoding="utf-8")
     texts = titles[:SAMPLE]
-    train_tokenizer(texts, VOCABULARY).save_pretrained(folder / "tokenizer")
+    own = given.backbone != "compact" and given.backbone not in SHAPES
+    most = SHAPES.get(given.backbone, {}).get("vocab_size", VOCABULARY)
+    tokenizer = load_tokenizer(find_model(given.backbone)) if own else train_tokenizer(texts, min(VOCABULARY, most))
+    tokenizer.save_pretrained(folder / "tokenizer")
     del titles
     part = lambda name, size: in_fresh_process("benchmarks.scale", [*arguments, "--part", name, str(folder), str(size)])
     for size in {*given.sizes, len(texts)}:
@@ -192,7 +211,7 @@ def measure(given, arguments, folder):
 
     shops = {size: load(folder, size) for size in given.sizes}
     entries = {size: shop.entries() for size, shop in shops.items()}
-    seconds = in_turns({size: partial(Trie.build, *entries[size]) for size in given.sizes}, given.repeats)
+    seconds = in_turns({size: partial(Trie.build, *entries[size]) for size in given.sizes}, given.repeats, given.device)
     tries, results = {}, []
     for size, (titles, items) in entries.items():
         tries[size] = trie = Trie.build(titles, items)
@@ -209,10 +228,14 @@ def measure(given, arguments, folder):
         })  # fmt: skip
     del entries
 
+    tries = {size: trie.to(given.device) for size, trie in tries.items()}
+    for shop in shops.values():
+        shop.collator.to(given.device)
     models, losses = make_models(given, folder, texts, load(folder, len(texts)))
     rows = histories(texts[: given.sizes[0]], given.users, seed=1)
     for name, model in models.items():
-        differences = {size: check_scores(model, shops[size].collator, tries[size], rows[:CHECKED]) for size in given.sizes}
+        differences = {size: check_scores(model, shops[size].collator, tries[size], rows[:CHECKED], TOLERANCES[given.dtype])
+                       for size in given.sizes}
         for one, figures in zip(results, time_decoding(given, model, shops, tries, rows).values()):
             one["decoding"][name] = {**figures, "largest_difference": differences[one["titles"]]}
     return results, losses
@@ -230,7 +253,7 @@ def show(given, results, losses):
     steps = list(results[0]["preparation"])
     table([[f"{one['titles']:,}", *(f"{s:.2f} s, {_mb(b)} MB" for s, b in one["preparation"].values())] for one in results],
           ["once a catalogue", *steps])  # fmt: skip
-    for name in MODELS:
+    for name in model_names(given):
         print(f"Model: {name}, cross entropy of a token {losses[name]:.2f}; {given.users} users at once, {given.beams} beams")
         base = f"to {base_size(given):,}"
         table([[f"{one['titles']:,}", spread(of["seconds_a_user"], 1e3, 2), spread(of["ratios"], digits=2), of["passes"],

@@ -16,18 +16,25 @@ targets have exactly the lengths that the options ask for. The versions:
   uses the last states of the prompt. So the last layer has no backward pass over the prompt, which FLR's factors do need. At
   the compact size that saves a third of the work, in a large language model very little (2 of 3 n parts of n layers).
 
+With --backbone the models have that language model; prompts and targets keep their lengths, because their words are one token
+each. With a --backbone only `ours` is measured, and with a --dtype other than float32 only the project's versions. The report
+gives the throughput of `ours`: tokens a second, the share of the device's peak, the memory of a step, and with --largest-batch
+the largest batch (`benchmarks.throughput`).
+
+    python -m benchmarks.training --device=cuda --backbone=qwen2.5-1.5b --dtype=bfloat16 --largest-batch=1024
+
 With --compile there is also `ours, compiled`: the same with `torch_compile`. Its first step, which compiles, is timed
 separately.
 
 Before anything is timed, losses and gradients are compared in float64, on prompts and targets of unequal length: `ours` with
-both `obvious` versions, and `BIGRec` with `no thought`. There is no dropout.
+both `obvious` versions, and `BIGRec` with `no thought`. There is no dropout. Where there is a --backbone, a small compact one is
+compared.
 
 For times and memory see `benchmarks.harness`. Memory is measured after one step on a single short prompt.
 
 Shapes: B prompts, L prompt tokens, T title tokens, D width, V vocabulary.
 """
 
-import argparse
 import gc
 import statistics
 import sys
@@ -41,14 +48,15 @@ from tabulate import tabulate
 from torch import nn
 
 from benchmarks.harness import in_fresh_process, in_turns, peak, spread, start_peak, surroundings, write_json
-from benchmarks.made_up import batch, build, continued, in_float64, parse_sizes, think
+from benchmarks.made_up import batch, build, checked_sizes, continued, in_float64, parse_sizes, think
+from benchmarks.throughput import as_text, measure
 from recbole_flr.contracts import LossPart, total_loss
 from recbole_flr.data.prompt import IGNORE
 from recbole_flr.model.bigrec import BIGRec
 from recbole_flr.model.flr import FLR
 
 TOLERANCE = 1e-7  # relative, in float64
-OPTIONS = {"embedding_dropout": 0.0}
+OPTIONS = {"embedding_dropout": 0.0, "lora_dropout": 0.0}
 
 
 # the versions: model and RecBole batch -> loss
@@ -120,7 +128,7 @@ def check_equal(given):
     Raises:
         AssertionError: if a loss or a gradient differs.
     """
-    given = argparse.Namespace(**{**vars(given), "items": 3, "batch": 4})
+    given = checked_sizes(given, items=3, batch=4)
     worst = 0.0
     for name, other_name in (("ours", "obvious"), ("ours", "obvious, frugal"), ("BIGRec", "no thought")):
         model_class, version = VERSIONS[name]
@@ -154,22 +162,38 @@ def _options(model_class, given):
     return {**OPTIONS, "num_refinements": given.refinements, "stages": "sft"} if model_class is FLR else OPTIONS
 
 
-def make_step(given, version):
-    """Two functions that make one optimizer step: on the benchmark's batch, and on a single short prompt."""
+def step_maker(given, version):
+    """A model of a version, and how it trains.
+
+    Returns:
+        the model, and two functions: a batch -> None, makes one optimizer step; a number of rows -> a batch of so many.
+    """
     model_class, loss_of = WITH_COMPILED[version]
     config, model, ids = build(model_class, given, **_options(model_class, given), torch_compile=version == COMPILED)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), config["learning_rate"])
-    interaction = batch(given, model, ids)
-    small = Interaction({name: value[:1].clone() for name, value in interaction.interaction.items()})
-    small[model.ITEM_SEQ_LEN][:] = 1
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], config["learning_rate"])
 
     def step(rows):
         optimizer.zero_grad()
         loss_of(model, rows).backward()
         optimizer.step()
 
+    return model, step, lambda rows: batch(given, model, ids, rows)
+
+
+def make_step(given, version):
+    """Two functions that make one optimizer step: on the benchmark's batch, and on a single short prompt."""
+    model, step, batch_of = step_maker(given, version)
+    interaction = batch_of(given.batch)
+    small = Interaction({name: value[:1].clone() for name, value in interaction.interaction.items()})
+    small[model.ITEM_SEQ_LEN][:] = 1
     return partial(step, interaction), partial(step, small)
+
+
+def throughput(given):
+    """Figures of :func:`benchmarks.throughput.measure` for `ours`. A row has the tokens of its prompt, thought and target."""
+    _, step, batch_of = step_maker(given, "ours")
+    return measure(lambda rows: partial(step, batch_of(rows)), given, given.batch, given.prompt + 1 + given.target)
 
 
 def memory_growth(given, version):
@@ -189,7 +213,16 @@ def parse(arguments):
     """Parse a command line. Returns the options."""
     return parse_sizes("benchmarks.training", __doc__, {
         "hidden": (128, 8, "D of the backbone, a multiple of 8"), "batch": (32, 1, "B, prompts in a step"),
-    }, arguments, switches={"compile": "also time a compiled backbone"})
+    }, arguments, switches={"compile": "also time a compiled backbone"}, trainable=True)
+
+
+def versions_of(given):
+    """The versions that are measured: all; in other precisions the project's, as the obvious ones know only float32."""
+    if given.backbone != "compact":
+        chosen = ["ours"]  # one large model is in memory at a time
+    else:
+        chosen = list(VERSIONS) if given.dtype == "float32" else ["ours", "BIGRec"]
+    return [*chosen, *([COMPILED] if given.compile else [])]
 
 
 def main(arguments=None):
@@ -203,7 +236,7 @@ def main(arguments=None):
         return growth
     difference = check_equal(given)
     print(f"Loss and gradients agree in float64: largest relative difference {difference:.1e}.")
-    versions = list(WITH_COMPILED if given.compile else VERSIONS)
+    versions = versions_of(given)
     memory = {version: in_fresh_process("benchmarks.training", [*arguments, "--memory-of", version]) for version in versions}
     steps = {version: make_step(given, version)[0] for version in versions}
     if given.compile:
@@ -223,10 +256,13 @@ def main(arguments=None):
              one["memory_ratio"] and f"{one['memory_ratio']:.2f}"] for version, one in results.items()]  # fmt: skip
     headers = ["version", "time ms (min..max)", "to ours (min..max)", "peak memory MB", "to ours"]
     print(tabulate(rows, headers, disable_numparse=True, colalign=("left", *["right"] * 4)))
+    steps.clear()  # their models make room for one
+    speed = throughput(given)
+    print(as_text(speed))
     settings = {name: value for name, value in vars(given).items() if name not in ("json", "memory_of")}
     command = " ".join(["python -m benchmarks.training", *arguments])
     report = {"command": command, "settings": settings, **surroundings(device=given.device), "largest_difference": difference,
-              "results": results}  # fmt: skip
+              "results": results, "throughput": speed}  # fmt: skip
     write_json(given.json, report)
     return report
 

@@ -13,6 +13,7 @@ The defaults come from these places, and a later one overrides an earlier one: R
 
 import codecs
 import copy
+import os
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def own_gpu(gpu_id, was_given):
     Raises:
         ConfigError: there are fewer GPUs than processes on this machine.
     """
-    named = gpu_id if was_given and "," in gpu_id else processes.visible_gpus()
+    named = gpu_id if was_given else processes.visible_gpus()
     place = processes.local_rank()
     if named is None:
         return str(place)
@@ -106,6 +107,22 @@ def own_gpu(gpu_id, was_given):
         raise ConfigError(f"gpu_id: found the GPUs {', '.join(numbers)}, expected one for each process of this machine, which has at "
                           f"least {place + 1}; start fewer processes, or say --use_gpu=False")
     return numbers[place] if numbers else ""
+
+
+def check_gpus(gpu_id, count):
+    """Refuse fewer GPUs than the processes that a run starts on this machine.
+
+    Args:
+        gpu_id (str): the option as a user gave it; empty for the CPU.
+        count: number of processes.
+
+    Raises:
+        ConfigError: says how many are expected.
+    """
+    numbers = [number for number in gpu_id.split(",") if number.strip()]
+    if 0 < len(numbers) < count:
+        raise ConfigError(f"gpu_id: found {gpu_id}, which names {len(numbers)} for the {count} processes of this machine; expected "
+                          f"one for each, such as --gpu_id={','.join(map(str, range(count)))}, or leave it out")
 
 
 class Config(recbole.config.Config):
@@ -229,6 +246,8 @@ class Config(recbole.config.Config):
             final["load_col"] = {"inter": inter, "item": [final["ITEM_ID_FIELD"]]}
         self._snapshot, self._undecided = {**copy.deepcopy(final), "model": self.model, "dataset": self.dataset}, {}
         del self._snapshot["MODEL_TYPE"]
+        if final["use_gpu"] and "gpu_id" in given:
+            check_gpus(str(final["gpu_id"]), int(os.environ.get("LOCAL_WORLD_SIZE") or final["nproc"]))
         if not final["use_gpu"]:
             final["gpu_id"] = ""  # RecBole chooses the device by gpu_id alone
         elif processes.world_size() > 1:

@@ -21,8 +21,10 @@ from recbole_flr import processes
 from recbole_flr.errors import ConfigError, LostProcess, first_line
 
 PATIENCE = timedelta(minutes=30)  # for a process that does not answer; one that has ended is noticed at once
+LONG = timedelta(days=7)  # the same while rank 0 works alone: it may load, download or convert for hours
 
 _runs = count()  # of this process
+_waiting = None  # group over gloo of the present run, for those who wait for rank 0 alone
 # The groups of all runs. One that goes with the last DistributedDataParallel that uses it waits for its threads while it holds
 # Python's lock, for which a thread may be waiting.
 _groups = []
@@ -56,6 +58,7 @@ def joined(device):
         ConfigError: the processes do not find each other, or only some have a GPU.
         LostProcess: another process has ended.
     """
+    global _waiting
     if processes.world_size() == 1 or size() > 1:
         yield
         return
@@ -74,10 +77,12 @@ def joined(device):
             raise ConfigError(f"the processes have the devices {', '.join(kinds)}, expected the same for all: start one process for "
                               "each GPU, or say --use_gpu=False")
         with lost_process():
+            _waiting = dist.new_group(backend="gloo", timeout=LONG)
             yield
             barrier()  # nobody leaves while another one may still need it
     finally:
-        _groups.append(dist.group.WORLD)
+        _groups.extend((dist.group.WORLD, _waiting))
+        _waiting = None
         dist.destroy_process_group()
 
 
@@ -117,12 +122,19 @@ def barrier():
 
 @contextmanager
 def main_first():
-    """The process with rank 0 enters the block first; the others wait until it has left the block."""
+    """The process with rank 0 enters the block first; the others wait until it has left the block, at most for the time `LONG`.
+
+    They notice at once if it has ended.
+    """
+    def meet():
+        if size() > 1:
+            dist.all_reduce(torch.zeros(1), group=_waiting)
+
     if not is_main():
-        barrier()
+        meet()
     yield
     if is_main():
-        barrier()
+        meet()
 
 
 def total(values):

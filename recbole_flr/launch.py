@@ -7,14 +7,17 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 
 from recbole_flr import processes
-from recbole_flr.errors import AlreadySaid, ConfigError
+from recbole_flr.errors import AlreadySaid, ConfigError, Interrupted
 from recbole_flr.exit_status import one_line
 
 GRACE = 30  # seconds that the processes have after Ctrl-C
+AGAIN = 0.5  # seconds after which a process that still runs is told again: it may have been starting
 
 
 def wants_launch(config):
@@ -33,7 +36,8 @@ def launch(config, function, *arguments):
         what the function returned in the process with rank 0; None if that is on another machine.
 
     Raises:
-        AlreadySaid: a process ended with an error. It has printed a message, and the others were stopped.
+        AlreadySaid: a process ended with an error, or Ctrl-C. It has printed a message, and the others were stopped.
+        Interrupted: Ctrl-C, and no process has printed a message.
     """
     from torch import multiprocessing
     from torch.distributed import TCPStore
@@ -52,7 +56,7 @@ def launch(config, function, *arguments):
         "CUDA_VISIBLE_DEVICES": processes.visible_gpus(),  # which RecBole has changed in this process
     }
     answers = multiprocessing.get_context("spawn").SimpleQueue()
-    with _environment(environment):  # libraries read it when they are imported, before `_work` is called
+    with _environment(environment), _deaf():  # libraries read it when they are imported, before `_work` is called
         context = multiprocessing.start_processes(
             _work, (config["group_offset"], answers, function, arguments), count, join=False, start_method="spawn"
         )
@@ -67,15 +71,47 @@ def launch(config, function, *arguments):
                   "goes on from the last epoch that was saved", file=sys.stderr)
         raise AlreadySaid(f"process {error.error_index} of the run ended with an error, which it has printed", status) from None
     except KeyboardInterrupt:
-        for process in context.processes:
-            process.join(GRACE)
-        raise AlreadySaid("interrupted", 130) from None
+        _interrupt(context.processes)
+        if any(process.exitcode == 130 for process in context.processes):
+            raise AlreadySaid("interrupted", 130) from None
+        how = "--resume=FOLDER goes on from the last epoch that was saved"
+        raise Interrupted(f"interrupted; the processes were stopped, and {how}") from None
     finally:
         for process in context.processes:
             if process.is_alive():
                 process.kill()
         del store
     return answers.get() if is_first else None
+
+
+@contextmanager
+def _deaf():
+    """Within this context, Ctrl-C does nothing here, nor in processes that are started, until they listen (see `_work`)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(running):
+    """Hand Ctrl-C on to processes, and wait for them, at most GRACE seconds. The terminal may have told them already, or not."""
+    end = time.monotonic() + GRACE
+    while any(process.is_alive() for process in running) and time.monotonic() < end:
+        for process in running:
+            if process.is_alive() and sys.platform != "win32":
+                os.kill(process.pid, signal.SIGINT)
+        for process in running:
+            process.join(AGAIN)
+
+
+def _interrupted(*_):
+    """What a process does at the first Ctrl-C. It does not hear more: the terminal and the first process may both tell it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -99,6 +135,7 @@ def _work(local_rank, offset, answers, function, arguments):
     """One of the processes."""
     os.environ.update(RANK=str(offset + local_rank), LOCAL_RANK=str(local_rank))
     with one_line("run_recbole_flr") as status:
+        signal.signal(signal.SIGINT, _interrupted)
         answer = function(*arguments)
     if status.code:
         sys.exit(status.code)

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_flr.errors import ConfigError, first_line
+from recbole_flr.processes import temporary_name
 
 CACHE = "RECBOLE_FLR_CACHE"  # environment variable
 RECORD = "conversion.json"
@@ -131,7 +132,7 @@ def convert(package, folder, show_progress=True):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path, folder = package.path(), Path(folder)
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")  # another run may convert it too
+    temporary = folder.with_name(temporary_name(folder.name))  # another run may convert it too
     try:
         temporary.mkdir(parents=True)
         with _without_progress_bars(), tqdm(total=4, disable=not show_progress, desc="read weights", unit="step") as bar:
@@ -220,7 +221,7 @@ def _compare(model, tokenizer, other_model, other_tokenizer):
 
 def _replace(new, folder):
     """Give a folder its name. One that has the name makes room first; another process may do the same at the same time."""
-    old = folder.with_name(f"{folder.name}.{os.getpid()}.old")
+    old = folder.with_name(temporary_name(f"{folder.name}.old"))
     if folder.exists():
         os.rename(folder, old)
     try:

@@ -6,6 +6,8 @@ in :mod:`recbole_flr.distributed`. This module does not import torch unless ther
 
 import hashlib
 import os
+import secrets
+import socket
 from datetime import timedelta
 from functools import cache
 
@@ -48,6 +50,15 @@ def cores():
         return len(os.sched_getaffinity(0))
     except AttributeError:  # Windows, macOS
         return os.cpu_count() or 1
+
+
+def temporary_name(name):
+    """A name beside `name` that no other process has, on no machine: several machines may share a folder.
+
+    Args:
+        name: of a file or a folder.
+    """
+    return f"{name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
 @cache

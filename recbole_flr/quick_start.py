@@ -28,6 +28,7 @@ from recbole_flr.files import write_json
 from recbole_flr.launch import launch, wants_launch
 from recbole_flr.needs import LAUNCH, check_needs, check_sizes
 from recbole_flr.paths import LOG_FOLDERS, check_folder, check_run
+from recbole_flr.processes import world_size
 from recbole_flr.result import (
     EXAMPLES,
     RESULT,
@@ -149,6 +150,9 @@ def _options_of_run(name, model, dataset, config_file_list, options):
     for what, given in (("model", model), ("dataset", dataset)):
         if given not in (None, stored[what]):
             raise ConfigError(f"{name}: the run at {path} has {what}={stored[what]}, found --{what}={given}; leave it out")
+    several = world_size() > 1 or int(options.get("nproc") or 1) > 1
+    if several and "," not in str(stored.get("gpu_id", "")):
+        stored.pop("gpu_id", None)  # the one GPU of a run that had one process
     stored.update(_tokenizer(path))
     if name == "checkpoint":
         stored.pop("resume", None)  # that run may itself have been resumed; this one is new

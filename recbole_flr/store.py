@@ -2,18 +2,21 @@
 
 A file holds tensors (safetensors, so nothing in it is executed), the fingerprint of what they were computed from, and the
 SHA-256 of the tensors themselves. A file that is damaged, or that belongs to other inputs, is written anew.
+
+Of several processes of a run, the one with rank 0 computes. The others wait, and read what it has stored.
 """
 
 import hashlib
 import json
-import os
 from logging import getLogger
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from recbole_flr.distributed import main_first
 from recbole_flr.errors import first_line
+from recbole_flr.processes import temporary_name
 
 
 def fingerprint(*parts):
@@ -24,6 +27,8 @@ def fingerprint(*parts):
 def stored(path, wanted, compute, what):
     """Tensors from a file if it holds those that are wanted. Otherwise they are computed and stored there.
 
+    All processes of a run must call it. A process that cannot read what rank 0 has stored computes the tensors itself.
+
     Args:
         path: of the file.
         wanted: fingerprint of all that the tensors depend on.
@@ -33,6 +38,11 @@ def stored(path, wanted, compute, what):
     Returns:
         dict, name -> tensor on the CPU.
     """
+    with main_first():
+        return _read_or_compute(path, wanted, compute, what)
+
+
+def _read_or_compute(path, wanted, compute, what):
     try:
         with safe_open(path, "pt") as file:
             meta, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
@@ -45,7 +55,7 @@ def stored(path, wanted, compute, what):
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         getLogger().warning(f"{path} cannot be read ({first_line(error)}) and is written anew")
     tensors = {name: tensor.contiguous().cpu() for name, tensor in compute().items()}
-    temporary = Path(f"{path}.{os.getpid()}.tmp")  # another run may write the same file
+    temporary = Path(temporary_name(path))  # another run may write the same file
     try:
         save_file(tensors, temporary, {"fingerprint": wanted, "content": _content(tensors)})
         temporary.replace(path)

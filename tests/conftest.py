@@ -249,6 +249,18 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory):
+    """Where the benchmarks keep models with random weights during the tests."""
+    return tmp_path_factory.mktemp("shapes")
+
+
+@pytest.fixture
+def small_cache(shapes_folder, monkeypatch):
+    """Let the cache of converted models be a folder of the tests."""
+    monkeypatch.setenv("RECBOLE_FLR_CACHE", str(shapes_folder))
+
+
 @pytest.fixture
 def one_process(request, monkeypatch):
     """The test module's `benchmark` measures everything in this process. A process of its own would take seconds to start.

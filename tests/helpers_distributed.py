@@ -8,7 +8,9 @@ import faulthandler
 import json
 import os
 import sys
+import time
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
@@ -137,7 +139,37 @@ def tell(root):
             "turns": torch.cat(distributed.gather_in_turns(pieces)).flatten().tolist(),
             "none": torch.cat(distributed.gather_in_turns([] if rank else [torch.ones(1, 2)])).tolist(),
         }
+        wait_long(rank)
+        stored_once(root, rank)
         (Path(root) / f"told-{rank}.json").write_text(json.dumps(told))
+
+
+def wait_long(rank):
+    """Rank 0 works alone for longer than processes wait for each other otherwise."""
+    from torch.distributed import distributed_c10d, group
+
+    from recbole_flr import distributed
+
+    distributed.barrier()
+    distributed_c10d._set_pg_timeout(timedelta(seconds=0.5), group.WORLD)
+    with distributed.main_first():
+        time.sleep(0 if rank else 1.5)
+    distributed_c10d._set_pg_timeout(distributed.PATIENCE, group.WORLD)
+    distributed.barrier()
+
+
+def stored_once(root, rank):
+    """Store tensors. Each process that computes them leaves a file `computed-RANK`."""
+    from recbole_flr.store import stored
+
+    def compute():
+        time.sleep(0.5)
+        (Path(root) / f"computed-{rank}").touch()
+        return {"x": torch.arange(3)}
+
+    for name in ("one", "other"):
+        found = stored(Path(root) / f"{name}.safetensors", "wanted", compute, "numbers")
+        assert found["x"].tolist() == [0, 1, 2]
 
 
 def resume(root, more):

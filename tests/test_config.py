@@ -13,7 +13,7 @@ from recbole.model.sequential_recommender import SASRec
 from recbole.utils import EvaluatorType
 
 from recbole_flr import config as config_module
-from recbole_flr.config import NUMPY_ALIASES, PICKLES, Config
+from recbole_flr.config import NUMPY_ALIASES, PICKLES, Config, own_gpu
 from recbole_flr.errors import ConfigError
 from recbole_flr.registry import model_names
 
@@ -490,3 +490,16 @@ def test_a_converted_data_set_brings_its_own_options(tmp_path):
     titles = Catalog.from_dataset(config, dataset).titles
     assert titles[dataset.token2id("item_id", "a0")] == "A\\tB \\ C"
     Config("FLR", "books", config_dict=config.snapshot())
+
+
+@pytest.mark.parametrize("gpu_id, found", [("3", "3, which names 1"), (3, "3, which names 1"), ("0,1", "0,1, which names 2")])
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch, gpu_id, found):
+    refused(rf"gpu_id: found {found} for the 3 processes of this machine; expected one for each, such as --gpu_id=0,1,2, or ",
+            "FLR", gpu_id=gpu_id, nproc=3)
+    for options in ({"gpu_id": "4,5,6"}, {"gpu_id": ""}, {"use_gpu": False, "gpu_id": "3"}, {}):
+        Config("FLR", "toys_demo", config_dict={**options, "nproc": 3})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # as torchrun says
+    refused("gpu_id: found 3, which names 1 for the 2 processes", "FLR", gpu_id="3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_gpu("4,5", True) == "5"

@@ -76,6 +76,12 @@ def test_what_processes_tell_each_other(pairs):
         assert told["turns"] == [0, 0, 10, 10, 1, 1] and told["none"] == [[1, 1]]
 
 
+def test_rank_0_computes_what_is_stored(pairs):
+    """The others wait for it, also for longer than they wait for each other otherwise (`wait_long`), and read."""
+    assert sorted(path.name for path in pairs.root.glob("computed-*")) == ["computed-0"]
+    assert sorted(path.name for path in pairs.root.glob("o*.safetensors*")) == ["one.safetensors", "other.safetensors"]
+
+
 def outcome(folder):
     """Result of each stage, and all weights, of the only run in a folder."""
     run = only_run(folder)

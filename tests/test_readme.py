@@ -247,7 +247,8 @@ def help_options(module, word=None):
     if module == "benchmarks.popularity":  # it takes the options of a run
         return run_options()
     if module.startswith("benchmarks."):  # to import all of them would take long, so their names are found in the source
-        files = {ROOT / "benchmarks" / f"{name}.py" for name in (module.removeprefix("benchmarks."), "harness", "made_up")}
+        names = (module.removeprefix("benchmarks."), "harness", "made_up", "shapes", "throughput")
+        files = {ROOT / "benchmarks" / f"{name}.py" for name in names}
         return set(re.findall(r"[\"'](?:--)?([a-z][a-z-]*)[\"'][:,]", "\n".join(map(text_of, files))))
     commands = {"recommend": command.recommend_main, "report": report_main, "export": command.export_main,
                 "backbone": command.backbone_main}
@@ -321,7 +322,7 @@ def test_a_wrong_command_is_noticed(wrong):
 def test_options_that_are_named_exist(page):
     known = {"help"} | run_options() | help_options("dataset_scripts.convert") | help_options("dataset_scripts.download")
     known |= help_options("recbole_flr", "recommend") | help_options("recbole_flr", "report")
-    known |= set.union(*OTHER_PROGRAMS.values()) | {"json"}
+    known |= set.union(*OTHER_PROGRAMS.values()) | {"json"} | help_options("benchmarks.gpu")
     for name, value in re.findall(r"`--(?:[A-Z]\w*\.)?([A-Za-z][\w-]*)(=value)?", text_of(page)):
         assert name in known or (name, value) == ("name", "=value"), name
 

@@ -140,20 +140,19 @@ class Collator:
         titles: RaggedRows of the items' titles, each ended by the end of title; row 0 is empty.
         chunks: RaggedRows from :meth:`Template.chunks`.
         pad: token id of the padding.
+
+    Attributes:
+        head_size: tokens of the head, which all prompts share.
     """
 
     def __init__(self, titles, chunks, pad):
         self.titles, self.chunks, self.pad = titles, chunks, pad
+        self.head_size = int(chunks.start[-2] - chunks.start[-3])
 
     @property
     def tail(self):
         """Token ids of the template's tail, which each prompt ends with: [tokens]."""
         return self.chunks.flat[self.chunks.start[-2]:]
-
-    @property
-    def head_size(self):
-        """Tokens of the head, which all prompts share."""
-        return int(self.chunks.start[-2] - self.chunks.start[-3])
 
     def to(self, device):
         """Move the catalogue's tokens to a device. Returns the collator itself."""

@@ -125,7 +125,8 @@ def _expand(scorer, trie, hidden, node, total, valid, num_beams, score, block):
     Returns:
         sums (-inf where padded) and edges of the trie, both [U, W, num_beams].
     """
-    state, before, parent = hidden[valid], total[valid], node[valid]
+    real = valid.nonzero(as_tuple=True)  # once: each use of a mask as an index waits for the device
+    state, before, parent = hidden[real], total[real], node[real]
     scores, edges = total.new_full((len(state), num_beams), -torch.inf), node.new_zeros((len(state), num_beams))
     for at in torch.arange(len(state), device=node.device).split(block):
         candidate, edge = child_scores(scorer, trie, state[at], parent[at], before[at], score)
@@ -134,7 +135,7 @@ def _expand(scorer, trie, hidden, node, total, valid, num_beams, score, block):
         edges[at, :most] = edge.gather(1, kept)
     out_scores = total.new_full((*node.shape, num_beams), -torch.inf)
     out_edges = node.new_zeros((*node.shape, num_beams))
-    out_scores[valid], out_edges[valid] = scores, edges
+    out_scores[real], out_edges[real] = scores, edges
     return out_scores, out_edges
 
 
@@ -159,7 +160,7 @@ def _finish(scorer, trie, tails, best, penalise, slots, block):
     place = places_in_rows(user, len(scorer.hidden))
     first = place < (len(user) if best.top is None else best.top)
     for chosen in (first, ~first):
-        chosen = chosen & best.may_enter(user, bound, node)
+        chosen = (chosen & best.may_enter(user, bound, node)).nonzero().squeeze(1)
         of = [x[chosen] for x in (user, node, total, slot)]
         if not len(of[0]):
             continue

@@ -67,7 +67,7 @@ class BestTitles:
 
     def add(self, user, score, leaf):
         """Add finished titles: users (ascending), scores and leaves, all [n]. No title may be added twice for a user."""
-        enters = self.may_enter(user, score, leaf)
+        enters = self.may_enter(user, score, leaf).nonzero().squeeze(1)
         user, leaf, score = user[enters], leaf[enters], score[enters]
         if not len(user):
             return

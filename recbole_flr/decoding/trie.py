@@ -118,8 +118,8 @@ class Trie:
             edge = first[row] + place
             token = self.tokens(edge)
             found.append((row, torch.full_like(row, step), token))
-            taken = token == titles[row, step]
-            node = node.scatter(0, row[taken], self.nodes(edge[taken]))
+            taken = torch.where(token == titles[row, step], self.nodes(edge), -1)  # a mask as an index would wait for the device
+            node = node.scatter_reduce(0, row, taken, "amax")  # the number of a child is above its parent's
         return tuple(torch.cat(parts) for parts in zip(*found))
 
     @classmethod

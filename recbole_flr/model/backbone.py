@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicLayer
 
+from recbole_flr.distributed import main_first
 from recbole_flr.errors import ConfigError, first_line
 from recbole_flr.model.hub import check_model
 from recbole_flr.model.precision import computing, precision_of, use_fast_attention
@@ -272,7 +273,8 @@ def build_backbone(config, texts):
         )
         lm = compact_lm(config, tokenizer).to(dtype)
     else:
-        name = find_model(config["backbone"])
+        with main_first():  # it converts a model that is not there yet
+            name = find_model(config["backbone"])
         check_model(name, "backbone", EXPECTED)
         tokenizer = load_tokenizer(config["tokenizer"] or name)
         try:

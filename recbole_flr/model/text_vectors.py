@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from recbole_flr.distributed import main_first
 from recbole_flr.errors import ConfigError, first_line
 from recbole_flr.model.hub import check_model
 from recbole_flr.pretrained import find_model
@@ -140,7 +141,8 @@ def stored_vectors(path, texts, name, device):
         path: of the file.
         texts, name, device: as for :func:`sentence_vectors`.
     """
-    files = sorted(Path(find_encoder(name)).glob("*.safetensors"))
+    with main_first():  # it converts an encoder that is not there yet
+        files = sorted(Path(find_encoder(name)).glob("*.safetensors"))
     state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files] if name not in PACKAGES else []
 
     def compute():

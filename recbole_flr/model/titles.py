@@ -264,7 +264,7 @@ class TitleModel(nn.Module):
             a scalar, and the state of the thought [B, D], which predicts the first token.
         """
         titles, labels = self.collator.targets(target)
-        labelled = labels != IGNORE
+        labelled = (labels != IGNORE).nonzero(as_tuple=True)  # once: each use of a mask as an index waits for the device
         states = self.title_states(thought, titles)
         logits = self.backbone.logits(states[labelled])  # only labelled positions
         return nn.functional.cross_entropy(precise(logits), labels[labelled]), states[:, 0]
@@ -334,11 +334,12 @@ class TitleModel(nn.Module):
         """
         titles, labels = self.collator.targets(target)
         mask = labels != IGNORE
+        labelled = mask.nonzero(as_tuple=True)
         hidden = self.branch_states(context, thoughts, titles)
-        logits = precise(self.backbone.logits(hidden.transpose(1, 2)[mask]))  # [labelled tokens, G, V]
-        own = logits.gather(-1, titles[mask][:, None, None].expand(-1, logits.shape[1], 1))
+        logits = precise(self.backbone.logits(hidden.transpose(1, 2)[labelled]))  # [labelled tokens, G, V]
+        own = logits.gather(-1, titles[labelled][:, None, None].expand(-1, logits.shape[1], 1))
         log_probs = hidden.new_zeros(*mask.shape, logits.shape[1], dtype=logits.dtype)
-        log_probs[mask] = (own - logits.logsumexp(-1, keepdim=True)).squeeze(-1)
+        log_probs[labelled] = (own - logits.logsumexp(-1, keepdim=True)).squeeze(-1)
         match = self._greedy_match(logits.detach(), titles, mask) if greedy else None
         return TargetScores(log_probs.transpose(1, 2), mask, match)
 

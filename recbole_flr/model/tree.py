@@ -7,11 +7,14 @@ SpecInfer (arXiv 2305.09781) uses for verification.
 Shapes: U users, L prompt tokens, S new tokens, C tokens of the tree so far, D width.
 """
 
+from itertools import count
+
 import torch
 
 from recbole_flr.model.backbone import growing
 
 GROUPS = 4  # groups of users in a pass whose tokens are not kept
+TURNS = 8  # turns between two questions to the device whether there are more
 
 
 class TreeDecoder:
@@ -34,7 +37,7 @@ class TreeDecoder:
         self.hidden = hidden[:, 0]
         self.first_position = context.length + 1
         empty = torch.zeros(users, 0, dtype=torch.long, device=hidden.device)
-        self.parents = empty
+        self.parents, self.generations = empty, 0  # generations: of tokens in the deepest tree
 
     def logits(self, hidden, tokens=None):
         """[..., D] -> [..., V], or [..., n] of `tokens` [n]."""
@@ -62,9 +65,10 @@ class TreeDecoder:
         sees = torch.zeros(users, new, old + new, dtype=torch.bool, device=tokens.device)
         depth = torch.full_like(slot, -1)
         current = slot
-        while True:  # up the tree, one generation a turn
+        for turn in count():  # up the tree, one generation a turn
             alive = current >= 0
-            if not alive.any():
+            beyond = turn - self.generations - 1
+            if beyond >= 0 and beyond % TURNS == 0 and not alive.any():  # asking waits for the device; more turns change nothing
                 break
             here = current.clamp_min(0)
             sees.scatter_(2, here.unsqueeze(2), sees.gather(2, here.unsqueeze(2)) | alive.unsqueeze(2))
@@ -74,11 +78,15 @@ class TreeDecoder:
         positions = self.first_position.unsqueeze(1) + depth
         if not last:
             self.parents = known
+            if new:
+                self.generations = max(self.generations, int(depth.max()) + 1)
             return self.backbone(self.backbone.embed(tokens), mask, positions, self.cache)[0]
         hidden = self.hidden.new_zeros(users, new, self.hidden.shape[-1])
-        count = valid.sum(1)
-        for rows in count.argsort(stable=True).chunk(GROUPS):
-            width = int(count[rows].max())
+        lengths, order = valid.sum(1).sort(stable=True)
+        lengths, done = lengths.tolist(), 0
+        for rows in order.chunk(GROUPS):
+            done += len(rows)
+            width = lengths[done - 1]  # of the longest one here
             if width:
                 keys = self.prompt_mask.shape[1] + old + width
                 cache = growing(((layer.keys[rows], layer.values[rows]) for layer in self.cache.layers), width)

@@ -28,6 +28,13 @@ def test_table_and_json(capsys):
     for part in ("language model", "trie"):
         assert len(report["parts"][part]) == 2 and all(0 < share < 1 for share in report["parts"][part])
     assert report["settings"]["titles"] == 60 and report["threads"] == 1
+    assert report["throughput"]["rows"] == 3 and report["throughput"]["tokens_a_second"] is None
+
+
+def test_another_backbone_and_precision(small_cache, capsys):
+    report = benchmark.main([*TINY, "--backbone=tiny", "--dtype=bfloat16"])
+    assert list(report["results"]) == ["ours"] and report["throughput"]["flops"] > 0
+    assert report["equality"]["largest_difference"] < benchmark.TOLERANCES["bfloat16"]
 
 
 def worse(whole, model, thought, top=None):

@@ -73,7 +73,8 @@ def test_table_and_json(one_process, capsys):
     report = benchmark.main([*TINY, "--repeats=2", "--threads=1", "--json=figures.json"])
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.isdecimal()]  # --memory-of prints numbers
     assert lines[0].startswith("Loss and gradients agree")
-    head, rule, *rows = lines[1:]
+    head, rule, *rows = lines[1:-2]
+    assert [line.split()[:3] for line in lines[-2:]] == [["token:", "2", "prompts:"], ["latent:", "2", "prompts:"]]
     assert head.split("  ")[0] == "grpo_ratio" and "time ms (min..max)" in head and "peak memory MB" in head
     assert [row.split()[0] for row in rows] == ["token"] * 3 + ["latent"] * 3
     assert all(version in row for version, row in zip([*benchmark.VERSIONS] * 2, rows))
