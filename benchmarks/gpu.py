@@ -90,7 +90,8 @@ def run_part(name, module, words, out, commit):
     Args:
         name, module, words: of :func:`parts`.
         out: Path of the folder.
-        commit: what the benchmarks are now; a part of another commit is run again.
+        commit: what the benchmarks are now; a part of another commit is run again. With "+" at its end the code has changed since, and
+            every part is run again.
 
     Returns:
         dict: `module`, `words`, `run_words` (with fewer rows, if the memory was too small), `commit`, `seconds`, `error` (None, or the
@@ -99,13 +100,13 @@ def run_part(name, module, words, out, commit):
     path, log = out / f"{name}.json", out / f"{name}.log"
     try:
         kept = json.loads(path.read_text())
-        if kept["words"] == words and kept["commit"] == commit and kept["error"] is None:
+        if kept["words"] == words and kept["commit"] == commit and not commit.endswith("+") and kept["error"] is None:
             print(f"{name}: finished before", flush=True)
             return kept
     except (OSError, ValueError, KeyError):
         pass
     start, given, report = time.perf_counter(), words, out / f"{name}.report.json"
-    for _ in range(HALVINGS):
+    for attempt in range(HALVINGS):
         report.unlink(missing_ok=True)
         print(f"{name}: python -m benchmarks.{module} {' '.join(given)}", flush=True)
         profiles = [f"--profile={out / name}"] if module == "synchronisations" else []
@@ -113,10 +114,8 @@ def run_part(name, module, words, out, commit):
             command = [sys.executable, "-m", f"benchmarks.{module}", *given, *profiles, f"--json={report}"]
             status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
         said = log.read_text(errors="replace")
-        if status == 0 or not out_of_memory(said):
-            break
         smaller = halved(module, given)
-        if smaller is None:
+        if status == 0 or not out_of_memory(said) or smaller is None or attempt == HALVINGS - 1:
             break
         given = smaller
     error = None if status == 0 else ((said.strip().splitlines() or [""])[-1][:300] or f"status {status}")
@@ -212,7 +211,7 @@ def main(arguments=None):
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     machine, results = surroundings(device=given.device), {}
-    commit = machine["commit"] + ("+" if machine["changed_since"] else "")
+    commit = machine["commit"] + ("+" if machine["changed_since"] or machine["commit"] == "unknown" else "")
     for name, (module, words) in parts(given).items():
         if not given.only or any(name.startswith(word) for word in given.only):
             results[name] = run_part(name, module, words, out, commit)

@@ -24,7 +24,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -77,7 +76,7 @@ class Ranks:
     def kill(self):
         """SIGKILL to all."""
         for process in self.processes:
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()  # nothing happens if it has ended
         self.join()
 
     def join(self):
@@ -312,8 +311,8 @@ def main(arguments=None):
     print("| killed | kills | before anything was saved | equal to the run that was not killed |"
           + (" resumed by one process: nothing lost |" if several else "") + f"\n|{'---|' * (5 if several else 4)}")
     for what, found in results.items():
-        print(f"| {what} | {found['kills']} | {found['before_first_save']} | {found['equal']} |"
-              + (f" {found['on_one']} of {found['kills'] - found['before_first_save']} |" if several else ""))
+        by_one = f"{found['on_one']} of {found['kills'] - found['before_first_save']}" if "on_one" in found else "-"
+        print(f"| {what} | {found['kills']} | {found['before_first_save']} | {found['equal']} |" + (f" {by_one} |" if several else ""))
     write_json(given.json, {"seed": given.seed, "results": results, "surroundings": surroundings()})
     lost = [each for each in results.values() if each["equal"] < each["kills"]
             or each.get("on_one", each["kills"]) < each["kills"] - each["before_first_save"]]

@@ -23,11 +23,12 @@ class Progress:
 
     def __init__(self, path, seed, ranks):
         self.path, self.seed, self.results = path, seed, {}
-        self._settings = {"seed": seed, "ranks": ranks, "commit": surroundings()["commit"]}
+        now = surroundings()
+        self._settings = {"seed": seed, "ranks": ranks, "commit": now["commit"], "changed_since": now["changed_since"]}
         if path and path.is_file():
             kept = json.loads(path.read_text())
-            if kept["settings"] != self._settings:
-                raise ValueError(f"found the progress of {kept['settings']} in {path}, expected {self._settings}; "
+            if kept.get("settings") != self._settings or now["changed_since"]:  # two changes of one commit may differ
+                raise ValueError(f"found the progress of {kept.get('settings')} in {path}, expected {self._settings}; "
                                  "name another file")
             self.results = kept["results"]
 

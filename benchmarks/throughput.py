@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from benchmarks.harness import at_least, in_turns, peak, start_peak, synchronize
 
 PEAKS = {  # part of the name of a card -> TFLOP/s of dense products in bfloat16 with sums in float32
-    "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "A40": 150, "A30": 165,
+    "B200": 2250, "GH200": 989, "H200": 989, "H200 NVL": 835, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "A40": 150, "A30": 165,
     "A10": 125, "L40S": 362, "L40": 181, "L4": 121, "RTX 4090": 165,
 }
 GIB = 2**30
@@ -64,7 +64,9 @@ def peak_tflops(given):
 
 
 def known_peak(name):
-    """The peak of a card by its name, such as `NVIDIA H100 80GB HBM3`; None if it is not known."""
+    """The peak of a card by its name, such as `NVIDIA H100 80GB HBM3`; None if it is not known, or if it is a slice of a card."""
+    if "MIG" in name:
+        return None
     for part in sorted(PEAKS, key=len, reverse=True):
         if re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])", name):
             return PEAKS[part]
@@ -78,7 +80,7 @@ def flops_of(step):
     return counter.get_total_flops()
 
 
-def rates(step, given, rows, tokens=None):
+def rates(step, given, rows, tokens=None, flops_a_row=None):
     """Figures of a step.
 
     Args:
@@ -86,6 +88,7 @@ def rates(step, given, rows, tokens=None):
         given: options `repeats`, `device` and `peak_tflops`.
         rows: in the batch of the step.
         tokens: tokens of a row; None if the number is not fixed.
+        flops_a_row: FLOPs of a row, for a step whose FLOPs cannot be counted; None: they are counted.
 
     Returns:
         dict: `rows`, `seconds` (a list), `rows_a_second`, `tokens_a_second`, `flops`, `tflops_a_second`, `peak_tflops`,
@@ -96,7 +99,8 @@ def rates(step, given, rows, tokens=None):
     start_peak(given.device)
     step()
     synchronize(given.device)
-    most, flops, best = peak(given.device), flops_of(step), peak_tflops(given)
+    most, best = peak(given.device), peak_tflops(given)
+    flops = flops_of(step) if flops_a_row is None else flops_a_row * rows
     seconds = in_turns({"step": step}, given.repeats, given.device)["step"]
     a_second = rows / statistics.median(seconds)
     tflops = flops * a_second / rows / 1e12
@@ -150,26 +154,26 @@ def fits(step_of, given):
     return try_
 
 
-def measure(step_of, given, rows, tokens=None):
+def measure(step_of, given, rows, tokens=None, flops_a_row=None):
     """Figures at a number of rows, and at the largest that fits if `--largest-batch` asks for it.
 
     Args:
         step_of, given: as for :func:`fits`.
         rows: of the first figures.
-        tokens: of a row, see :func:`rates`.
+        tokens, flops_a_row: of a row, see :func:`rates`.
 
     Returns:
         dict: the fields of :func:`rates`; `largest_batch` (None if it was not searched); and `at_largest`, these fields again for that
         batch (None if it is not another one).
     """
-    found = {**rates(step_of(rows), given, rows, tokens), "largest_batch": None, "at_largest": None}
+    found = {**rates(step_of(rows), given, rows, tokens, flops_a_row), "largest_batch": None, "at_largest": None}
     if given.largest_batch:
         found["largest_batch"] = most = largest(fits(step_of, given), rows, given.largest_batch)
         gc.collect()
         if given.device == "cuda":
             torch.cuda.empty_cache()
         if most and most != rows:
-            found["at_largest"] = rates(step_of(most), given, most, tokens)
+            found["at_largest"] = rates(step_of(most), given, most, tokens, flops_a_row)
     return found
 
 

@@ -49,7 +49,7 @@ from torch import nn
 
 from benchmarks.harness import in_fresh_process, in_turns, peak, spread, start_peak, surroundings, write_json
 from benchmarks.made_up import batch, build, checked_sizes, continued, in_float64, parse_sizes, think
-from benchmarks.throughput import as_text, measure
+from benchmarks.throughput import as_text, flops_of, measure
 from recbole_flr.contracts import LossPart, total_loss
 from recbole_flr.data.prompt import IGNORE
 from recbole_flr.model.bigrec import BIGRec
@@ -191,9 +191,18 @@ def make_step(given, version):
 
 
 def throughput(given):
-    """Figures of :func:`benchmarks.throughput.measure` for `ours`. A row has the tokens of its prompt, thought and target."""
-    _, step, batch_of = step_maker(given, "ours")
-    return measure(lambda rows: partial(step, batch_of(rows)), given, given.batch, given.prompt + 1 + given.target)
+    """Figures of :func:`benchmarks.throughput.measure` for `ours`, or for the compiled one if it is asked for.
+
+    A row has the tokens of its prompt, thought and target. The FLOPs of compiled code are those of the same step without compiling.
+    """
+    flops = None
+    if given.compile:
+        _, step, batch_of = step_maker(given, "ours")
+        flops = flops_of(partial(step, batch_of(given.batch))) / given.batch
+        del step, batch_of
+        gc.collect()
+    _, step, batch_of = step_maker(given, COMPILED if given.compile else "ours")
+    return measure(lambda rows: partial(step, batch_of(rows)), given, given.batch, given.prompt + 1 + given.target, flops)
 
 
 def memory_growth(given, version):

@@ -9,7 +9,7 @@ DistributedDataParallel with gradients.
 
 import json
 import os
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache
 from itertools import count
@@ -124,17 +124,29 @@ def barrier():
 def main_first():
     """The process with rank 0 enters the block first; the others wait until it has left the block, at most for the time `LONG`.
 
-    They notice at once if it has ended.
+    They notice at once if it has ended, or if the block has raised an error there.
+
+    Raises:
+        LostProcess: the block has raised an error in the process with rank 0.
     """
-    def meet():
+    def meet(failed=0.0):
+        flag = torch.tensor([failed])
         if size() > 1:
-            dist.all_reduce(torch.zeros(1), group=_waiting)
+            dist.all_reduce(flag, group=_waiting)
+        return bool(flag)
 
     if not is_main():
-        meet()
-    yield
-    if is_main():
-        meet()
+        if meet():
+            raise LostProcess(f"one of the {size()} processes of the run has ended or does not answer, so all stop")
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        with suppress(RuntimeError):  # of a process that has ended; what was raised here says more
+            meet(failed=1.0)
+        raise
+    meet()
 
 
 def total(values):

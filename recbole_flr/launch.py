@@ -56,7 +56,7 @@ def launch(config, function, *arguments):
         "CUDA_VISIBLE_DEVICES": processes.visible_gpus(),  # which RecBole has changed in this process
     }
     answers = multiprocessing.get_context("spawn").SimpleQueue()
-    with _environment(environment), _deaf():  # libraries read it when they are imported, before `_work` is called
+    with _environment(environment), _later():  # libraries read it when they are imported, before `_work` is called
         context = multiprocessing.start_processes(
             _work, (config["group_offset"], answers, function, arguments), count, join=False, start_method="spawn"
         )
@@ -85,16 +85,33 @@ def launch(config, function, *arguments):
 
 
 @contextmanager
-def _deaf():
-    """Within this context, Ctrl-C does nothing here, nor in processes that are started, until they listen (see `_work`)."""
+def _later():
+    """Within this context, Ctrl-C waits: here until the end, and in processes that are started until they listen (see `_work`)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
+    try:
+        with _blocked():  # new processes inherit this, but no handler
+            yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if heard:
+        signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def _blocked():
+    """Within this context, SIGINT is held back, where the system can do that."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _interrupt(running):
@@ -136,6 +153,8 @@ def _work(local_rank, offset, answers, function, arguments):
     os.environ.update(RANK=str(offset + local_rank), LOCAL_RANK=str(local_rank))
     with one_line("run_recbole_flr") as status:
         signal.signal(signal.SIGINT, _interrupted)
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see `_later`
         answer = function(*arguments)
     if status.code:
         sys.exit(status.code)

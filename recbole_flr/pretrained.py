@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import struct
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -222,7 +222,7 @@ def _compare(model, tokenizer, other_model, other_tokenizer):
 def _replace(new, folder):
     """Give a folder its name. One that has the name makes room first; another process may do the same at the same time."""
     old = folder.with_name(temporary_name(f"{folder.name}.old"))
-    if folder.exists():
+    with suppress(FileNotFoundError):  # another process may have moved it
         os.rename(folder, old)
     try:
         os.rename(new, folder)

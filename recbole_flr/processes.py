@@ -53,7 +53,7 @@ def cores():
 
 
 def temporary_name(name):
-    """A name beside `name` that no other process has, on no machine: several machines may share a folder.
+    """A temporary name that is unique over processes and machines, because several machines may share a folder.
 
     Args:
         name: of a file or a folder.

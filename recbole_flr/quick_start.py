@@ -150,9 +150,8 @@ def _options_of_run(name, model, dataset, config_file_list, options):
     for what, given in (("model", model), ("dataset", dataset)):
         if given not in (None, stored[what]):
             raise ConfigError(f"{name}: the run at {path} has {what}={stored[what]}, found --{what}={given}; leave it out")
-    several = world_size() > 1 or int(options.get("nproc") or 1) > 1
-    if several and "," not in str(stored.get("gpu_id", "")):
-        stored.pop("gpu_id", None)  # the one GPU of a run that had one process
+    if world_size() > 1 or str(options.get("nproc") or 1) != "1":
+        stored.pop("gpu_id", None)  # it was chosen for the processes of that run
     stored.update(_tokenizer(path))
     if name == "checkpoint":
         stored.pop("resume", None)  # that run may itself have been resumed; this one is new

@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 from conftest import TINY, TINY_FLRMIX, TINY_LARES, TINY_LATENT, exact_norms
 from torch.distributed.tensor import DTensor
@@ -141,6 +142,7 @@ def tell(root):
         }
         wait_long(rank)
         stored_once(root, rank)
+        failed_first(rank)
         (Path(root) / f"told-{rank}.json").write_text(json.dumps(told))
 
 
@@ -170,6 +172,17 @@ def stored_once(root, rank):
     for name in ("one", "other"):
         found = stored(Path(root) / f"{name}.safetensors", "wanted", compute, "numbers")
         assert found["x"].tolist() == [0, 1, 2]
+
+
+def failed_first(rank):
+    """Rank 0 fails in the work that it does first, and lives on. The others do not wait for it."""
+    from recbole_flr import distributed
+    from recbole_flr.errors import DataError, LostProcess
+
+    with pytest.raises(LostProcess if rank else DataError):
+        with distributed.main_first():
+            raise DataError("found nothing")
+    distributed.barrier()
 
 
 def resume(root, more):

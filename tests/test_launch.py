@@ -7,14 +7,19 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 SLEEPERS = """
-import time
+import os, time
 from recbole_flr.exit_status import one_line
 from recbole_flr.launch import launch
+def work(seconds):
+    open(f"works-{os.environ['RANK']}", "w").close()
+    time.sleep(seconds)
 if __name__ == "__main__":
     with one_line("run_recbole_flr") as status:
-        launch({"nproc": 2, "world_size": None, "ip": "localhost", "port": None, "group_offset": 0}, time.sleep, 600)
+        launch({"nproc": 2, "world_size": None, "ip": "localhost", "port": None, "group_offset": 0}, work, 600)
     raise SystemExit(status.code)
 """
 
@@ -32,15 +37,17 @@ def children(pid):
     return found
 
 
-def test_ctrl_c_for_the_first_process_alone(tmp_path):
-    """The signal comes while the processes start, or while they work: they are told again until they listen."""
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="the processes are found in /proc")
+@pytest.mark.parametrize("works", [False, True], ids=["while they start", "while they work"])
+def test_ctrl_c_for_the_first_process_alone(tmp_path, works):
     (tmp_path / "sleepers.py").write_text(SLEEPERS)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     first = subprocess.Popen([sys.executable, "sleepers.py"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
                              start_new_session=True)
     try:
         end = time.monotonic() + 120
-        while len(started := children(first.pid)) < 2 and first.poll() is None and time.monotonic() < end:
+        while (len(started := children(first.pid)) < 2 or works and len(list(tmp_path.glob("works-*"))) < 2) and (
+            first.poll() is None and time.monotonic() < end):
             time.sleep(0.05)
         assert len(started) == 2
         first.send_signal(signal.SIGINT)

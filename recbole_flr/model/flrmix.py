@@ -294,12 +294,13 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         if self.reader.reads_text or torch.is_grad_enabled() or history.is_cuda or len(history) < 2 * ROWS_AT_ONCE:
             log_p, titles = self._read(interaction)
             return self.ranking.scores(log_p, history, titles, top)
-        order, scores = length.argsort(), []
-        for rows in order.split(ROWS_AT_ONCE):  # similar lengths have less padding, and small arrays stay in the processor's cache
+        scores = None
+        for rows in length.argsort().split(ROWS_AT_ONCE):  # similar lengths have less padding; small arrays stay in the cache
             part = history[rows, :length[rows].max()]
             log_p, _ = self._read(Interaction({self.ITEM_SEQ: part, self.ITEM_SEQ_LEN: length[rows]}))
-            scores.append(self.ranking.scores(log_p, part, None))
-        return torch.cat(scores)[order.argsort()]
+            scores = log_p.new_empty(len(history), self.n_items) if scores is None else scores
+            scores[rows] = self.ranking.scores(log_p, part, None)
+        return scores
 
     def predict(self, interaction):
         """Scores of one item for each row: [B]."""

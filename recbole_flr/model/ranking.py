@@ -51,6 +51,8 @@ class Ranking:
 
     def _blend(self, log_p, history):
         """Scores without the titles: [B, n]. The weight of repeats is added where it counts: an array of zeros and ones takes time."""
+        if log_p.requires_grad:  # an item that stands twice in a history would count twice in the gradient
+            return blend(self.parts(log_p, history), self.weights)
         scores = blend(self._without_repeats(log_p, history), self.weights)
         return scores.scatter(1, history, scores.gather(1, history) + self.weights[REPEAT])
 

@@ -340,16 +340,16 @@ class TitleModel(nn.Module):
         own = logits.gather(-1, titles[labelled][:, None, None].expand(-1, logits.shape[1], 1))
         log_probs = hidden.new_zeros(*mask.shape, logits.shape[1], dtype=logits.dtype)
         log_probs[labelled] = (own - logits.logsumexp(-1, keepdim=True)).squeeze(-1)
-        match = self._greedy_match(logits.detach(), titles, mask) if greedy else None
+        match = self._greedy_match(logits.detach(), titles, mask, labelled) if greedy else None
         return TargetScores(log_probs.transpose(1, 2), mask, match)
 
-    def _greedy_match(self, logits, titles, mask):
-        """[labelled tokens, G, V], [B, T], [B, T] -> [B, G] bool."""
+    def _greedy_match(self, logits, titles, mask, labelled):
+        """[labelled tokens, G, V], [B, T], [B, T], rows and columns of the labelled tokens -> [B, G] bool."""
         row, step, token = self.trie.along(titles)
         number = mask.flatten().cumsum(0).view_as(mask) - 1  # of each labelled position
-        best = best_children(logits, titles[mask], number[row, step], token)
+        best = best_children(logits, titles[labelled], number[row, step], token)
         right = torch.ones(*mask.shape, best.shape[1], dtype=torch.bool, device=best.device)
-        right[mask] = best
+        right[labelled] = best
         return right.all(1)
 
     def _children(self, titles, vocabulary):

@@ -9,7 +9,7 @@ from benchmarks import progress
 
 
 def test_a_later_command_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "surroundings", lambda: {"commit": "a"})
+    monkeypatch.setattr(progress, "surroundings", lambda: {"commit": "a", "changed_since": False})
     path = tmp_path / "kills.json"
     first = benchmark.Progress(path, 1, 2)
     first.of("SASRec", True)

@@ -14,7 +14,8 @@ GIVEN = SimpleNamespace(device="cpu", repeats=2, peak_tflops=None, largest_batch
 
 @pytest.mark.parametrize("name, peak", [
     ("NVIDIA H200", 989), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA A100-SXM4-80GB", 312),
-    ("NVIDIA L4", 121), ("NVIDIA L40S", 362), ("NVIDIA A10", 125), ("NVIDIA GeForce RTX 4090", 165), ("Tesla T4", None), ("NVIDIA RTX A4000", None),
+    ("NVIDIA L4", 121), ("NVIDIA L40S", 362), ("NVIDIA A10", 125), ("NVIDIA GeForce RTX 4090", 165), ("Tesla T4", None),
+    ("NVIDIA H200 NVL", 835), ("NVIDIA H200 MIG 1g.18gb", None), ("NVIDIA RTX A4000", None),
 ])
 def test_known_cards(name, peak):
     assert throughput.known_peak(name) == peak
