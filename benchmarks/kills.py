@@ -43,7 +43,8 @@ RUNS = {  # what is killed -> the options of the run, and the line of its log wi
     "FLR, sft": (["--model=FLR", *TINY_LM, *SMALL], ": sft"),
     "FLR, grpo": (["--model=FLR", *TINY_LM, *SMALL], ": grpo"),
     "FLRMix, sft": (["--model=FLRMix", "--hidden_size=16", "--num_factors=2", *SMALL], ": sft"),
-    "SASRec": (["--model=SASRec", *(word.replace("epochs=3", "epochs=30") for word in SMALL)], "epoch 0 training"),
+    "SASRec": (["--model=SASRec", *(word.replace("epochs=3", "epochs=30") for word in SMALL), "--stopping_step=30"],
+               "epoch 0 training"),  # with another number of processes, early stopping would end it after another epoch
 }
 CONVERTER = "converter"
 
