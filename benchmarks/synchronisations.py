@@ -87,7 +87,8 @@ def waits(operator, args, kwargs):
 
 def place():
     """The innermost line of the call stack that is in recbole_flr, or else in the benchmarks, as text."""
-    frames = [frame for frame in traceback.extract_stack()[:-2] if Path(frame.filename).is_relative_to(ROOT)]
+    frames = [frame for frame in traceback.extract_stack()[:-2]
+              if Path(frame.filename).is_relative_to(ROOT) and "site-packages" not in frame.filename]  # .venv may be in ROOT
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT / "recbole_flr")]
     found = (own or frames)[-1]
     return f"{Path(found.filename).relative_to(ROOT)}:{found.lineno} {found.name}: {found.line}"

@@ -1,5 +1,6 @@
 """Run a model, and load a trained one. Both put a run together in the same way."""
 
+import os
 import shlex
 from contextlib import contextmanager
 from itertools import islice
@@ -56,6 +57,8 @@ def _set_up(config, trained=False):
     check_needs(config)
     for folder in LOG_FOLDERS:
         check_folder(folder, "the folder of the logs")
+        if world_size() > 1:
+            os.makedirs(folder, exist_ok=True)  # RecBole's own way fails if two processes make it at once
     init_seed(config["seed"], config["reproducibility"])
     open_log(config)
     logger = getLogger()

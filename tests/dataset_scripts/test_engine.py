@@ -126,7 +126,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     path = write(tmp_path / "log.json", shop())
     before = tree(tmp_path)
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
-    wanted = r"found spark, but ibis, pyspark, pyarrow cannot be imported; run  pip install 'recbole_flr\[spark\]'"
+    wanted = r"found spark, but ibis, pyspark, pyarrow cannot be imported; run  pip install '.\[spark\]' in the checkout"
     with pytest.raises(ConfigError, match=wanted):
         convert(path, "s", tmp_path / "out", columns=COLUMNS, engine="spark")
     assert tree(tmp_path) == before
