@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from helpers_distributed import CASES, resume, run_case, stop, tell, two_ranks, work
 from helpers_training import only_run
 
@@ -27,11 +28,16 @@ def everything(names, root, more):
 
 @pytest.fixture(scope="module")
 def pairs(session_data, saved_models, tmp_path_factory):
-    """Case -> folder of one process, folder of two. Two processes make all cases one after another."""
-    root = tmp_path_factory.mktemp("pairs")
+    """Case -> folder of one process, folder of two. Two processes make all cases one after another, once for all workers of xdist."""
+    together = os.environ.get("PYTEST_XDIST_WORKER")
+    root = tmp_path_factory.getbasetemp().parent / "pairs" if together else tmp_path_factory.mktemp("pairs")
+    root.mkdir(exist_ok=True)
     more = {"data_path": str(session_data), "state": "WARNING"}
     os.environ["TINY_QWEN2"] = str(saved_models["qwen2"])
-    two_ranks(everything, list(CASES), root, more)
+    with FileLock(root.with_suffix(".lock")):
+        if not (root / "made").exists():
+            two_ranks(everything, list(CASES), root, more)
+            (root / "made").touch()
     return SimpleNamespace(root=root, more=more, of=lambda name: (root / "one" / name, root / "two" / name))
 
 
