@@ -397,10 +397,11 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
     @torch.no_grad()
     def explain_items(self, interaction, items):
         """See :meth:`recbole_flr.contracts.Recommender.explain_items`."""
-        log_p, titles = self._read(interaction)
         if self.rank == "write":
+            titles = self._titles(self.think(self.read_context(interaction)))
             shares = {TITLE: titles(torch.tensor([items], device=self.device))[0]}
         else:
+            log_p, titles = self._read(interaction)
             shares = self.ranking.shares(log_p, interaction[self.ITEM_SEQ], items, titles)
         answers = [{"parts": {name: float(values[number]) for name, values in shares.items()}} for number in range(len(items))]
         if "transitions" in self.memory.tables and self.rank != "write":
