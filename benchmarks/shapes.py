@@ -5,13 +5,11 @@ folder of converted models (`recbole_flr.pretrained.cache_folder`), and loaded a
 Qwen2.5-1.5B takes 3 GB of disk."""
 
 import json
-import os
-import shutil
-import tempfile
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from recbole_flr.files import new_folder
 from recbole_flr.pretrained import PACKAGES, cache_folder, find_model
 
 SHAPES = {
@@ -73,21 +71,10 @@ def random_model(name):
     record = folder / "shape.json"
     if record.is_file() and json.loads(record.read_text()) == settings:
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.")  # another process may make it, too
-    try:
+    with new_folder(folder, record.name) as temporary:  # another process may make it, too
         torch.manual_seed(0)
         kind = settings["model_type"]
         shape = AutoConfig.for_model(kind, **{key: value for key, value in settings.items() if key != "model_type"})
         AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).save_pretrained(temporary)
-        with open(os.path.join(temporary, record.name), "w") as file:
-            json.dump(settings, file)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    except OSError:
-        if not record.is_file():  # no other process was faster
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / record.name).write_text(json.dumps(settings))
     return folder

@@ -3,16 +3,13 @@
 docs/serving.md says how to search the vectors with FAISS.
 """
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from recbole_flr.errors import CheckpointError, ConfigError, DiskError, first_line
-from recbole_flr.files import write_json
+from recbole_flr.files import new_folder, write_json
 from recbole_flr.quick_start import load_data_and_model
 from recbole_flr.recommendation import history_batch, prepare, resolve_items
 from recbole_flr.result import versions
@@ -50,40 +47,24 @@ def export(checkpoint, out, config_dict=None):
         TITLES: "list of the titles of these items",
         ABOUT: "model, data set, versions, and the weights of the ranking",
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    os.chmod(temporary, 0o777 & ~umask())
     try:
-        if vectors is not None:
-            np.save(temporary / VECTORS, vectors)
-            written = {VECTORS: f"{vectors.shape[0]} item vectors of {vectors.shape[1]} numbers, float32", **written}
-        tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
-        write_json(temporary / IDS, tokens[1:])
-        write_json(temporary / TITLES, model.catalog.titles[1:])
-        if language_model is not None:
-            language_model.export(temporary / BACKBONE)
-            written[BACKBONE] = "the language model and its tokenizer; transformers loads this folder"
-        write_json(temporary / ABOUT, {
-            "model": config["model"], "dataset": config["dataset"], "run": run_folder(checkpoint).name, "versions": versions(),
-            "ranking_weights": model.other_parameter().get("weights", {}), "max_history": config["MAX_ITEM_LIST_LENGTH"],
-        })
-        old = temporary.with_suffix(".old")
-        if out.exists():  # a kill from here on leaves the old export under another name
-            out.rename(old)
-        temporary.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+        with new_folder(out, ABOUT) as temporary:
+            if vectors is not None:
+                np.save(temporary / VECTORS, vectors)
+                written = {VECTORS: f"{vectors.shape[0]} item vectors of {vectors.shape[1]} numbers, float32", **written}
+            tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
+            write_json(temporary / IDS, tokens[1:])
+            write_json(temporary / TITLES, model.catalog.titles[1:])
+            if language_model is not None:
+                language_model.export(temporary / BACKBONE)
+                written[BACKBONE] = "the language model and its tokenizer; transformers loads this folder"
+            write_json(temporary / ABOUT, {
+                "model": config["model"], "dataset": config["dataset"], "run": run_folder(checkpoint).name, "versions": versions(),
+                "ranking_weights": model.other_parameter().get("weights", {}), "max_history": config["MAX_ITEM_LIST_LENGTH"],
+            })
     except (OSError, DiskError) as error:
         raise CheckpointError(f"out: cannot write {shown} ({first_line(error)})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return written
-
-
-def umask():
-    """The umask of this process."""
-    present = os.umask(0)
-    os.umask(present)
-    return present
 
 
 @torch.no_grad()

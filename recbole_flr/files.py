@@ -1,12 +1,13 @@
-"""Files that a run writes: each is whole or not there, and a full disk gets one clear error."""
+"""Files and folders that a run writes: each is whole or not there, and a full disk gets one clear error."""
 
 import json
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from recbole_flr.errors import DiskError
+from recbole_flr.processes import temporary_name
 
 
 @contextmanager
@@ -83,6 +84,41 @@ def new_file(path, needed=None):
         except OSError:  # the first error says more
             pass
         raise
+
+
+@contextmanager
+def new_folder(path, record):
+    """Yield a new empty folder; when the block ends, it takes the place of `path`. If the block fails, it is removed.
+
+    A folder that was at `path` is removed at the end, and put back if the new one cannot take its place; a kill between the two can
+    leave it under another name. Several processes may make the same folder at the same time: then the folder of one of them stays.
+
+    Args:
+        path: folder to write. Its parents are made.
+        record: name of a file that the block writes into the folder. Only a complete folder has it.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = Path(path)
+    temporary, old = (path.with_name(temporary_name(f".{path.name}{kind}")) for kind in ("", ".old"))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        with suppress(FileNotFoundError):  # there is none, or another process has moved it
+            os.rename(path, old)
+        try:
+            os.rename(temporary, path)
+        except BaseException as error:
+            if not (path / record).is_file():  # no other process was faster
+                with suppress(OSError):
+                    os.rename(old, path)
+                raise
+            if not isinstance(error, OSError):
+                raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path, value):

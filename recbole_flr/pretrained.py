@@ -9,9 +9,8 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import shutil
 import struct
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_flr.errors import ConfigError, first_line
-from recbole_flr.processes import temporary_name
+from recbole_flr.files import new_folder
 
 CACHE = "RECBOLE_FLR_CACHE"  # environment variable
 RECORD = "conversion.json"
@@ -131,32 +130,28 @@ def convert(package, folder, show_progress=True):
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path, folder = package.path(), Path(folder)
-    temporary = folder.with_name(temporary_name(folder.name))  # another run may convert it too
+    path = package.path()
     try:
-        temporary.mkdir(parents=True)
-        with _without_progress_bars(), tqdm(total=4, disable=not show_progress, desc="read weights", unit="step") as bar:
-            source = read_model(path)
-            bar.update()
-            bar.set_description("read tokenizer")
-            tokenizer = read_tokenizer(path, package.splits_digits)
-            bar.update()
-            bar.set_description("write")
-            source.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-            bar.update()
-            bar.set_description("compare")
-            _compare(source, tokenizer, AutoModelForCausalLM.from_pretrained(temporary, use_safetensors=True),
-                     AutoTokenizer.from_pretrained(temporary))
-            bar.update()
-        record = {"conversion": VERSION, "package": package.name, "version": package.version, "file": package.file}
-        (temporary / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-        _replace(temporary, folder)
+        with new_folder(folder, RECORD) as temporary:  # another run may convert it too
+            with _without_progress_bars(), tqdm(total=4, disable=not show_progress, desc="read weights", unit="step") as bar:
+                source = read_model(path)
+                bar.update()
+                bar.set_description("read tokenizer")
+                tokenizer = read_tokenizer(path, package.splits_digits)
+                bar.update()
+                bar.set_description("write")
+                source.save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
+                bar.update()
+                bar.set_description("compare")
+                _compare(source, tokenizer, AutoModelForCausalLM.from_pretrained(temporary, use_safetensors=True),
+                         AutoTokenizer.from_pretrained(temporary))
+                bar.update()
+            record = {"conversion": VERSION, "package": package.name, "version": package.version, "file": package.file}
+            (temporary / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"backbone: the converted model cannot be written to {folder} ({first_line(error)}); name another "
                           f"folder with the environment variable {CACHE}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -217,16 +212,3 @@ def _compare(model, tokenizer, other_model, other_tokenizer):
     if not gap < 1e-4:
         raise ConfigError("backbone: the converted model gives other logits than the one of the package (they differ by "
                           f"{gap:.2g})")
-
-
-def _replace(new, folder):
-    """Give a folder its name. One that has the name makes room first; another process may do the same at the same time."""
-    old = folder.with_name(temporary_name(f"{folder.name}.old"))
-    with suppress(FileNotFoundError):  # another process may have moved it
-        os.rename(folder, old)
-    try:
-        os.rename(new, folder)
-    except OSError:
-        if not (folder / RECORD).is_file():  # no other process was faster
-            raise
-    shutil.rmtree(old, ignore_errors=True)

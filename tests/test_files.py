@@ -13,7 +13,7 @@ import recbole_flr
 from recbole_flr import console
 from recbole_flr.command import main
 from recbole_flr.errors import DiskError
-from recbole_flr.files import link, new_file, size_text, write_json, writing
+from recbole_flr.files import link, new_file, new_folder, size_text, write_json, writing
 from recbole_flr.training import checkpoint
 
 
@@ -46,6 +46,56 @@ def test_the_error_says_path_space_needed_and_free(tmp_path):
             full()
 
 
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_new_folder_takes_the_place_of_the_old_one(tmp_path):
+    path = tmp_path / "a" / "x"
+    for text in "one", "two":
+        with new_folder(path, "about") as temporary:
+            assert not any(temporary.iterdir())
+            (temporary / "about").write_text(text)
+            (temporary / text).write_text("")
+        assert contents(tmp_path) == {"a/x/about": text, f"a/x/{text}": ""}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("where", ["in the block", "when it gets its name"])
+def test_a_new_folder_that_fails_leaves_the_old_one_alone(tmp_path, monkeypatch, error, where):
+    path = tmp_path / "x"
+    path.mkdir()
+    (path / "about").write_text("old")
+    rename = os.rename
+
+    def fails(source, target):
+        if target == path and not str(source).endswith(".old") and Path(source, "half").exists():
+            raise error
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(type(error)), new_folder(path, "about") as temporary:
+        (temporary / "half").write_text("")
+        if where == "in the block":
+            raise error
+    assert contents(tmp_path) == {"x/about": "old"} and [each.name for each in tmp_path.iterdir()] == ["x"]
+
+
+def test_of_two_processes_that_make_a_folder_one_wins(tmp_path, monkeypatch):
+    path, rename = tmp_path / "x", os.rename
+
+    def slow(source, target):
+        if target == path and not path.exists():  # the other process is faster
+            path.mkdir()
+            (path / "about").write_text("theirs")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", slow)
+    with new_folder(path, "about") as temporary:
+        (temporary / "about").write_text("ours")
+    assert contents(tmp_path) == {"x/about": "theirs"}
+
+
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 def test_the_umask_decides_the_modes(tmp_path, mask):
     before = os.umask(mask)
@@ -53,9 +103,12 @@ def test_the_umask_decides_the_modes(tmp_path, mask):
         write_json(tmp_path / "run.json", {})
         checkpoint.write(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {})
         link(tmp_path / "x.safetensors", tmp_path / "y.safetensors")
+        with new_folder(tmp_path / "folder", "about"):
+            pass
     finally:
         os.umask(before)
-    assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {oct(0o666 & ~mask)}
+    assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir() if path.is_file()} == {oct(0o666 & ~mask)}
+    assert oct((tmp_path / "folder").stat().st_mode & 0o777) == oct(0o777 & ~mask)
 
 
 def test_a_link_is_the_same_file(tmp_path):
