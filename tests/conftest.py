@@ -273,3 +273,23 @@ def one_process(request, monkeypatch):
         benchmark, "in_fresh_process", lambda module, words: (started.append([module, *words]), benchmark.main(words))[1]
     )
     return started
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A Server of helpers_server. The downloads use no proxy, and do not pause between two attempts."""
+    from helpers_server import serving
+
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr("dataset_scripts.fetch.PAUSE", 0)
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def file(tmp_path, server):
+    """Where a download of the server's file goes. The server notes whether the file is there before all of it was sent."""
+    server.watched = tmp_path / "raw" / "file.json.gz"
+    return server.watched
