@@ -1,17 +1,20 @@
-"""For the tests of the dataset scripts: small logs on disk, tables read from them, and checks that every output must pass."""
+"""For the tests of the dataset scripts: small logs on disk, tables read from them, and checks of outputs and refusals."""
 
 import gzip
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import duckdb
+import pytest
 import zstandard
 
 from dataset_scripts.convert import convert
 from dataset_scripts.database import Database
 from dataset_scripts.reading import load
 from dataset_scripts.sources import recognise
+from recbole_flr.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 DAY = 86400
@@ -87,6 +90,10 @@ def shop(n_users=6, n_items=6):
     ]
 
 
+GOOD = json_lines(reviews_of())  # a log in Amazon's schema
+CSV_GOOD = ["customer,sku,bought,product", *(",".join(map(str, row.values())) for row in shop())]  # lines
+
+
 def tree(folder):
     """dict: path -> content of everything below a folder; None for folders."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
@@ -132,16 +139,15 @@ def check_set(report, out, name="s"):
 
 # ---- recognised files --------------------------------------------------------------------------------------------------
 
-_LOG = json_lines(reviews_of())
 _SKIPPED = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"  # a skippable frame of zstd, as pzstd writes it
-PACKED = {  # how `json_lines(reviews_of())` is compressed -> the bytes
-    "gzip": gzip.compress(_LOG), "members": gzip.compress(_LOG[:500]) + gzip.compress(b"") + gzip.compress(_LOG[500:]),
-    "zstd": zstandard.compress(_LOG),
-    "frames": zstandard.compress(_LOG[:500]) + zstandard.compress(b"") + zstandard.compress(_LOG[500:]),
-    "skipped": _SKIPPED + zstandard.compress(_LOG) + _SKIPPED,
-    "short first member": gzip.compress(_LOG[:3]) + gzip.compress(_LOG[3:]),
-    "short first frame": zstandard.compress(_LOG[:3]) + zstandard.compress(_LOG[3:]),
-    "checked": zstandard.ZstdCompressor(write_checksum=True, write_content_size=False).compress(_LOG), "none": _LOG,
+PACKED = {  # how `GOOD` is compressed -> the bytes
+    "gzip": gzip.compress(GOOD), "members": gzip.compress(GOOD[:500]) + gzip.compress(b"") + gzip.compress(GOOD[500:]),
+    "zstd": zstandard.compress(GOOD),
+    "frames": zstandard.compress(GOOD[:500]) + zstandard.compress(b"") + zstandard.compress(GOOD[500:]),
+    "skipped": _SKIPPED + zstandard.compress(GOOD) + _SKIPPED,
+    "short first member": gzip.compress(GOOD[:3]) + gzip.compress(GOOD[3:]),
+    "short first frame": zstandard.compress(GOOD[:3]) + zstandard.compress(GOOD[3:]),
+    "checked": zstandard.ZstdCompressor(write_checksum=True, write_content_size=False).compress(GOOD), "none": GOOD,
 }  # fmt: skip
 
 
@@ -235,3 +241,25 @@ def parquet(path, time="bought", user="customer", item="sku", title="product", m
         connection.execute("SET TimeZone = 'Asia/Tokyo'")
         connection.execute(f"COPY ({query}) TO '{path}' (FORMAT parquet)")
     return path
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def refused(folder, message, reviews, kind=DataError, **options):
+    """Checks that a conversion fails with an error of one line, and that nothing is written or changed."""
+    before = tree(folder)
+    with pytest.raises(kind, match=message) as caught:
+        convert(reviews, "s", folder / "out", **{"min_items": 0, "k": 1, **options})
+    assert tree(folder) == before
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 2000
+
+
+def counted(folder, reviews, **options):
+    """Converts, checks the output, removes it, and returns the report."""
+    before = tree(folder)
+    report = convert(reviews, "s", folder / "out", **{"min_items": 0, "k": 1, **options})
+    check_set(report, folder / "out")
+    shutil.rmtree(folder / "out")
+    assert tree(folder) == before  # the inputs are as they were
+    return report
