@@ -8,14 +8,12 @@ import random
 
 import numpy as np
 import pytest
-from helpers_convert import PACKED, json_lines, recognised, reviews_of
+from helpers_convert import GOOD, PACKED, recognised
 
 from dataset_scripts import check as module
 from dataset_scripts.check import Check
 from dataset_scripts.sources import Source
 from recbole_flr.errors import DataError
-
-GOOD = json_lines(reviews_of())
 
 
 @pytest.mark.parametrize("kind", PACKED)

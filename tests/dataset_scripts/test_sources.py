@@ -4,14 +4,13 @@ import csv
 import hashlib
 
 import pytest
-from helpers_convert import PACKED, json_lines, recognised, reviews_of
+from helpers_convert import GOOD, PACKED, recognised
 
 from dataset_scripts.check import Check
 from dataset_scripts.sources import csv_limit, listed, recognise
 from dataset_scripts.sql import identifier, literal, unglobbed
 from recbole_flr.errors import ConfigError, DataError
 
-GOOD = json_lines(reviews_of())
 SHOP = b"customer,sku,bought,product\nR0,B0,1506816000,Toy\n"
 
 
