@@ -34,7 +34,7 @@ class Candidates:
 
     @classmethod
     def of(cls, parts, target, count):
-        """The best `count` items of each part, and the target.
+        """The best `count` items of each part, the items of the history, and the target.
 
         Args:
             parts: name -> [B, n].
@@ -42,7 +42,10 @@ class Candidates:
             count: int.
         """
         count = min(count, next(iter(parts.values())).shape[1] - 1)
-        best = [part[:, 1:].topk(count).indices + 1 for name, part in parts.items() if name != REPEAT]
+        counts = {name: count for name in parts}
+        if REPEAT in parts:  # all items of the longest history; without them, a high weight of repeats would seem to cost nothing
+            counts[REPEAT] = int((parts[REPEAT][:, 1:] > 0).sum(1).max())
+        best = [part[:, 1:].topk(counts[name]).indices + 1 for name, part in parts.items()]
         items = torch.cat([*best, target.unsqueeze(1)], dim=1).sort(1).values
         first = torch.ones_like(items, dtype=torch.bool)
         first[:, 1:] = items[:, 1:] != items[:, :-1]

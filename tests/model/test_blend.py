@@ -39,6 +39,16 @@ def test_ndcg_on_enough_candidates_is_that_of_all_items(seed, weight, repeat, k)
     assert candidates.ndcg(weights, k) == pytest.approx(ndcg_of_all(parts, weights, target, k), abs=1e-6)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_items_of_the_history_are_candidates(seed, k):
+    """With a high weight of repeats they are in front. A search that does not see them takes the target for the best of all."""
+    parts, target = parts_of(seed)
+    weights = {"transitions": 1.0, REPEAT: 100.0}
+    parts[REPEAT][:, :k + 2], parts[REPEAT][:, 0] = 1.0, 0.0
+    assert Candidates.of(parts, target, 1).ndcg(weights, k) == pytest.approx(ndcg_of_all(parts, weights, target, k), abs=1e-6)
+
+
 def test_batches_of_different_width_are_joined():
     (first, one), (second, two) = parts_of(1, rows=2), parts_of(2, rows=3)
     joined = Candidates.joined([Candidates.of(first, one, 2), Candidates.of(second, two, ITEMS)])
