@@ -38,7 +38,7 @@ CASES = {  # name -> model, options, and options of the run of two processes alo
     "LatentR3": ("LatentR3", {**LM, "grpo": "latentr3", "noise_scale": 0.5, "grpo_batch_size": 15}),
     "FLRMix": ("FLRMix", ITEMS),
     "FLRMix, titles": ("FLRMix", {**LM, **ITEMS, "backbone": "compact", "torch_dtype": "float64", "stages": "sft"}),
-    "LARES": ("LARES", {**TINY_LARES, **EQUAL, "stages": "spt", "initial_noise": 0.0}),
+    "LARES": ("LARES", {**TINY_LARES, **EQUAL, "stages": "spt,grpo", "grpo_epochs": 1, "grpo_learning_rate": 0.05, "initial_noise": 0.0}),
     "SASRec": ("SASRec", {**TINY, **EQUAL, "hidden_size": 16, "inner_size": 16, "epochs": 2}),
     "GRU4Rec": ("GRU4Rec", {**TINY, **EQUAL, "hidden_size": 16, "embedding_size": 16}),
     "BPR": ("BPR", {**TINY, **EQUAL, "embedding_size": 16}),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TINY_FLR, TINY_LATENT, TINY_LM
+from conftest import TINY, TINY_FLR, TINY_LARES, TINY_LATENT, TINY_LM
 from helpers_training import interrupt, only_run
 
 from recbole_flr.errors import CheckpointError, FLRError
@@ -24,6 +24,7 @@ UPDATED_TWICE = {**BOTH, "warmup_epochs": 1, "grpo_updates": 2, "show_progress":
 OPTIONS = {"FLR": {**TINY_FLR, "epochs": 4}, "LatentR3": {**TINY_LATENT, **BOTH}, "BIGRec": {**TINY_LM, "epochs": 2},
            "SASRec": {**TINY, "epochs": 4}, "GRU4Rec": {**TINY, "epochs": 4},
            "Caser": {**TINY, "epochs": 4}}
+LARES = {**TINY_LARES, "stages": "spt,grpo", "epochs": 1, "grpo_epochs": 2, "grpo_learning_rate": 0.01, "kl_coef": 1.0}
 
 
 @pytest.mark.parametrize("model", OPTIONS)
@@ -47,11 +48,12 @@ def test_same_seed_same_metrics_and_no_pickles(trained, tiny_data, model):
     ("SASRec", [1, 4], {"epochs": 8, "learning_rate": 0.01, "stopping_step": 2}),  # the third of six epochs is the best
     ("FLR", [1, 2, 3, 4], UPDATED_TWICE),
     ("BIGRec", [3], {"grounding": "embedding"}),
+    ("LARES", [2], LARES),  # with dropout, and a reference
 ])
 def test_a_run_cut_short_ends_as_one_that_was_not(trained, tiny_data, model, cuts, extra):
     """Interrupt a run in each of its stages and between them. The resumed run has the results and weights of the whole run."""
-    options = {**OPTIONS[model], **extra, "data_path": str(tiny_data)}
-    folder, whole = trained(model, **{**OPTIONS[model], **extra})
+    options = {**OPTIONS.get(model, {}), **extra, "data_path": str(tiny_data)}
+    folder, whole = trained(model, **{**OPTIONS.get(model, {}), **extra})
     weights = {path.name: checkpoint.read(path)[0] for path in folder.glob("*.safetensors")}
     for cut in cuts:
         config_dict = {**options, "checkpoint_dir": f"cut{cut}"}

@@ -202,6 +202,7 @@ class LARES(SequentialRecommender, Thinker):
             module.requires_grad_(False)
             module.zero_grad(set_to_none=True)
         self._encoder_is_frozen = True
+        self.eval()
 
     def train(self, mode=True):
         """As every module's, except that there is no dropout after :meth:`freeze_encoder`."""

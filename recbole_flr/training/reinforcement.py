@@ -85,7 +85,7 @@ class LatentGRPO(Scheduled):
     def enter(self):
         """Freeze the encoder and keep the present reasoner as the reference."""
         self.model.freeze_encoder()
-        self.reference = copy.deepcopy(self.model.reasoner).requires_grad_(False) if self.kl_coef else None
+        self.reference = copy.deepcopy(self.model.reasoner).requires_grad_(False).eval() if self.kl_coef else None
 
     @torch.no_grad()
     def rollout(self, interaction):
