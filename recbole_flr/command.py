@@ -188,12 +188,12 @@ def _as_text(answer):
             after = ", ".join(f"{printable(entry['title'])} ({entry['share']:.0%})" for entry in item["after"])
             lines.append(f"     after: {after}")
     if answer["factors"]:
-        lines += ["", "What the model looked at. The weight of a factor is its share in the thought (all weights add up to 1).",
+        lines += ["", "What the model looked at. The weight of a factor says how much it counts (all weights add up to 1).",
                   "Below it is how the factor's attention is shared out (each list adds up to 1)."]
     for number, factor in enumerate(answer["factors"], 1):
         lines.append(f"factor {number}: weight {factor['weight']:.3f}")
         lines += [f"     {entry['attention']:.3f}  {printable(entry['title'])}" for entry in factor["history"]]
-        lines.append(f"     {factor['rest']:.3f}  (the thought itself, and the text around the titles)")
+        lines.append(f"     {factor['rest']:.3f}  (what else it read: the thought itself, and text around the titles)")
     return "\n".join(lines)
 
 

@@ -153,7 +153,7 @@ class Recommender:
 
         Returns:
             list with a dict for each item: `parts`, name -> summand of the score; and if the model has a memory, `voters` [L]: the
-            share of each place of the history in the votes of the table `transitions` (they sum to 1, or to 0 without votes).
+            share of each place of the history in the votes of the memory (they sum to 1, or to 0 without votes).
         """
         return None
 

@@ -38,7 +38,8 @@ def resolve_items(dataset, catalog, history, unknown=None):
         if not item:
             near = ", ".join(map(repr, nearest_titles(str(entry), catalog.titles[1:])))
             raise DataError(f"history: found {str(entry)!r}, which is neither an item id nor a title of the catalogue; the "
-                            f"nearest titles are {near}. A model that reads titles can read it as text: --as-text")
+                            f"nearest titles are {near}. FLR and other models that read titles and no ids can read it as text: "
+                            "--as-text")
         items.append(item)
     return items
 

@@ -230,7 +230,7 @@ def test_factors_are_explained(monkeypatch, capsys):
     assert recommend_main(["--checkpoint", "x", "--history", "Robot"]) == 0
     out = capsys.readouterr().out
     assert "all weights add up to 1" in out and "each list adds up to 1" in out
-    assert "0.250  (the thought itself, and the text around the titles)" in out
+    assert "0.250  (what else it read: the thought itself, and text around the titles)" in out
 
 
 @pytest.mark.parametrize("words, said", [

@@ -404,9 +404,9 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
             log_p, titles = self._read(interaction)
             shares = self.ranking.shares(log_p, interaction[self.ITEM_SEQ], items, titles)
         answers = [{"parts": {name: float(values[number]) for name, values in shares.items()}} for number in range(len(items))]
-        if "transitions" in self.memory.tables and self.rank != "write":
-            voters = self.memory.tables["transitions"].voters(interaction[self.ITEM_SEQ][0].cpu().numpy(), np.asarray(items))
-            for answer, votes in zip(answers, voters.T):
+        if self.memory.tables and self.rank != "write":
+            history = interaction[self.ITEM_SEQ][0].cpu().numpy()
+            for answer, votes in zip(answers, self.memory.voters(history, np.asarray(items), self.ranking.weights)):
                 answer["voters"] = votes / max(votes.sum(), np.finfo(np.float32).tiny)
         return answers
 

@@ -50,3 +50,22 @@ class Memory:
             most = votes.amax(1, keepdim=True)
             found[name] = votes.div_(torch.where(most > 0, most, 1.0)).add_(FLOOR).log_()
         return found
+
+    def voters(self, history, items, weights):
+        """Which places of one history the votes for some items come from.
+
+        Args:
+            history: [L] item ids.
+            items: [M] item ids.
+            weights: name of a table -> its weight in the ranking.
+
+        Returns:
+            [M, L] float64: the sum over the tables of weight * v, where v has a share for each place. It is 0 where no table that
+            counts in the ranking knows the item.
+        """
+        found = np.zeros((len(items), len(history)))
+        for name, table in self.tables.items():
+            most = table.votes(history[None]).toarray().max()
+            if most > 0 and weights[name] > 0:
+                found += weights[name] / most * table.voters(history, items).T
+        return found

@@ -124,14 +124,30 @@ class Neighbors:
         """Votes for all items: histories [B, L] -> coo matrix [B, n_items], whose equal entries add up (sorting them takes longer)."""
         parts = []
         for first in range(0, len(histories), ROWS_AT_ONCE):
-            part = self._votes(histories[first:first + ROWS_AT_ONCE])
+            part = self._votes(self._neighbors(histories[first:first + ROWS_AT_ONCE]))
             parts.append((part[0] + first, *part[1:]))
         row, item, vote = (np.concatenate(arrays) for arrays in zip(*parts))
         return coo_matrix((vote, (row, item)), shape=(len(histories), self.n_items))
 
-    def _votes(self, histories):
-        """Row, item and vote of each item of each neighbour, for a few histories [B, L]."""
-        row, session, similarity, distance, length, shared_place = self._neighbors(histories)
+    def voters(self, history, items):
+        """How much each place of one history voted for some items. A neighbour's votes belong to the latest item that it shares.
+
+        Args:
+            history: [L] item ids.
+            items: [M] item ids.
+
+        Returns:
+            [L, M] float64; the sum over L is the items' votes.
+        """
+        neighbors = self._neighbors(history[None])
+        item, vote = self._votes(neighbors)[1:]
+        last = np.count_nonzero(history) - 1
+        place = np.repeat(last - neighbors[3], self.sizes[neighbors[1]])
+        return coo_matrix((vote, (place, item)), shape=(len(history), self.n_items)).tocsr()[:, items].toarray()
+
+    def _votes(self, neighbors):
+        """Row, item and vote of each item of each neighbour, given what :meth:`_neighbors` returns."""
+        row, session, similarity, distance, length, shared_place = neighbors
         counts = self.sizes[session]
         entry = expand(self.sessions.starts[session], counts)
         votes = np.repeat(similarity * position_weights(distance, length, self.score_weighting), counts)

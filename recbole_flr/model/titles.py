@@ -291,7 +291,7 @@ class TitleModel(nn.Module):
 
     @torch.no_grad()
     def candidate_log_probs(self, thought, items):
-        """Log-probabilities of the titles of several items for each row, over the whole vocabulary.
+        """Log-probabilities of the titles of several items for each row, over the tokens that the option `score` names.
 
         The prompt's cache serves all of them: each title is a branch behind the thought.
 
@@ -322,6 +322,11 @@ class TitleModel(nn.Module):
         total = torch.zeros(rows, count, dtype=precise(states).dtype, device=items.device)
         for row, title, step in zip(*(index.split(LABELS_AT_ONCE) for index in labelled.nonzero(as_tuple=True))):
             logits = precise(self.backbone.logits(states[row, slot[row, title, step]]))
+            if self.score == "trie":
+                number = row * count + title
+                first, last = int(number[0]), int(number[-1])
+                allowed = self._children(titles.flatten(0, 1)[first:last + 1], logits.shape[-1])[number - first, step]
+                logits = logits.masked_fill(~allowed, -torch.inf)
             own = logits.gather(1, titles[row, title, step].unsqueeze(1)) - logits.logsumexp(1, keepdim=True)
             total.index_put_((row, title), own.squeeze(1), accumulate=True)
         return total / labelled.sum(-1) ** self.length_penalty

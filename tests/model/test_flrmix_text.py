@@ -80,10 +80,11 @@ def test_without_the_loss_of_titles(mix):
     assert "title" not in model.losses(batch)
 
 
-@pytest.mark.parametrize("backbone", ["compact", "gpt2", "llama"])
-def test_candidates_have_the_scores_of_full_passes(mix, saved_models, backbone):
+@pytest.mark.parametrize("backbone, score", [("compact", "full"), ("compact", "trie"), ("gpt2", "full"), ("llama", "trie")])
+def test_candidates_have_the_scores_of_full_passes(mix, saved_models, monkeypatch, backbone, score):
     """Each title alone, by a pass over all of its tokens."""
-    model, _, rows = mix(backbone=str(saved_models.get(backbone, backbone)), length_penalty=0.3)
+    monkeypatch.setattr("recbole_flr.model.titles.LABELS_AT_ONCE", 50)
+    model, _, rows = mix(backbone=str(saved_models.get(backbone, backbone)), length_penalty=0.3, score=score)
     with torch.no_grad():
         thought = model.think(model.read_context(rows))
         items = torch.stack([torch.randperm(model.n_items - 1)[:18] + 1 for _ in range(len(rows))])  # more than are read in one pass
@@ -120,6 +121,15 @@ def test_more_items_than_candidates_are_explained_with_their_titles(mix):
     items = scores[0].topk(15).indices.tolist()
     for item, source in zip(items, model.explain_items(rows[:1], items)):
         assert sum(source["parts"].values()) == pytest.approx(scores[0, item].item(), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("score", ["full", "trie"])
+def test_a_written_title_is_explained_by_its_score(mix, score):
+    model, _, rows = mix(rank="write", score=score)
+    with torch.no_grad():
+        scores = model.best_scores(rows[:1], 5)[0].topk(5)
+    for value, source in zip(scores.values.tolist(), model.explain_items(rows[:1], scores.indices.tolist())):
+        assert source == {"parts": {"title": pytest.approx(value, rel=1e-4, abs=1e-4)}}
 
 
 def test_rank_write_is_the_beam_search_of_the_titles(mix):

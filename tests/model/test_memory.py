@@ -42,6 +42,28 @@ def test_who_voted():
     assert not shares[:, 2].any()
 
 
+def test_who_voted_as_a_neighbor():
+    """The user of rows 0 and 1 had 1, 2, 3; that of row 2 had 1, 4. The votes belong to the latest shared item."""
+    table = Memory(ROWS, 6, ["neighbors"], TRANSITIONS, NEIGHBORS).tables["neighbors"]
+    history = padded([[2, 1, 5]])[0]
+    items = [4, 3, 2, 5]
+    shares = table.voters(history, items)
+    assert shares.shape == (len(history), 4)
+    np.testing.assert_allclose(shares.sum(0), table.votes(history[None]).toarray()[0, items])
+    assert shares[1, 0] > 0 and shares[1, 1] > 0 and not shares[0].any() and not shares[:, 3].any()
+
+
+def test_who_voted_over_all_tables():
+    memory = Memory(ROWS, 6, ["transitions", "neighbors"], TRANSITIONS, NEIGHBORS)
+    history, items = padded([[1, 2]])[0], [3, 4, 5]
+    parts = {name: table.voters(history, items).T / table.votes(history[None]).toarray().max() for name, table in memory.tables.items()}
+    found = memory.voters(history, items, {"transitions": 3.0, "neighbors": 2.0})
+    np.testing.assert_allclose(found, 3 * parts["transitions"] + 2 * parts["neighbors"], rtol=1e-6)
+    one = memory.voters(history, items, {"transitions": 0.0, "neighbors": 2.0})
+    np.testing.assert_allclose(one, 2 * parts["neighbors"], rtol=1e-6)
+    assert not memory.voters(history, items, {"transitions": 0.0, "neighbors": 0.0}).any() and not found[2].any()
+
+
 @pytest.mark.parametrize("names", [[], ["neighbors"], ["transitions", "neighbors"]])
 def test_only_the_tables_in_use_are_counted(names):
     memory = Memory(ROWS, 6, names, TRANSITIONS, NEIGHBORS)
