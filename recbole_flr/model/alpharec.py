@@ -24,9 +24,11 @@ from torch import nn
 
 from recbole_flr.contracts import Recommender
 from recbole_flr.data.catalog import Catalog
+from recbole_flr.errors import CheckpointError
 from recbole_flr.model.counted import OnTrainingRows, TrainingRows
 from recbole_flr.model.remembered import Remembered
-from recbole_flr.model.text_vectors import title_vectors
+from recbole_flr.model.text_vectors import check_probe, probe, title_vectors
+from recbole_flr.store import fingerprint
 
 
 class TextGraph(nn.Module):
@@ -115,6 +117,23 @@ class AlphaRec(OnTrainingRows, SequentialRecommender, Recommender):
         self.temperature, self.num_negatives = config["temperature"], config["num_negatives"]
         self.repeat_penalty = config["repeat_penalty"]
         self._remembered = Remembered()
+
+    def other_parameter(self):
+        """What a checkpoint keeps beside the weights."""
+        return {**super().other_parameter(), "titles": fingerprint(self.catalog.titles), "text_probe": probe(self.graph.text)}
+
+    def load_other_parameter(self, para):
+        """Compare training rows, titles and text vectors with those of a checkpoint.
+
+        Raises:
+            CheckpointError: if they differ.
+        """
+        if para and "titles" in para:
+            if para["titles"] != fingerprint(self.catalog.titles):
+                raise CheckpointError("the titles of the data set are not those that the run was trained on; put them back, or "
+                                      "train anew")
+            check_probe(para["text_probe"], probe(self.graph.text))
+        super().load_other_parameter(para)
 
     def vectors(self, histories):
         """Users [B, D] and items [n, D], of length 1.

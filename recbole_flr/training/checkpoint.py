@@ -307,19 +307,28 @@ def unpack_model(model, tensors, meta):
     state = {name[len("model."):]: value for name, value in tensors.items() if name.startswith("model.")}
     state, own = model.adapt_weights(state), model.state_dict()
     state = {name: sharded_like(value, own[name]) if name in own else value for name, value in state.items()}
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint does not fit the model that its options build (did the data set change?): "
-                              f"{error}") from error
     elsewhere = set(model.unsaved_parameters)
-    lacking = set(missing) - set(meta["skipped"]) - elsewhere
-    if lacking or unexpected:
-        raise CheckpointError(f"the checkpoint does not fit the model: missing {sorted(lacking)[:3]}, unexpected "
-                              f"{list(unexpected)[:3]}; its options (run.json beside it) say which model it is of")
+    for name in own:
+        if name not in state and name not in elsewhere and name not in meta["skipped"]:
+            _does_not_fit(f"has no {name}, which this model has")
+        if name in state and state[name].shape != own[name].shape:
+            _does_not_fit(f"has {name} of the shape {_shape(state[name])}, and this model of {_shape(own[name])}")
+    for name in state:
+        if name not in own:
+            _does_not_fit(f"has {name}, which this model has not")
+    missing, _ = model.load_state_dict(state, strict=False)
     if elsewhere:
         model.keep_saving(elsewhere - set(missing))
     model.load_other_parameter(unpack_other(tensors, meta["other"]))
+
+
+def _does_not_fit(found):
+    raise CheckpointError(f"the checkpoint does not fit the model: it {found}. An option that decides the shape of the model is not "
+                          "that of the run (they are in its run.json), or the data set has changed")
+
+
+def _shape(tensor):
+    return " x ".join(map(str, tensor.shape)) or "one number"
 
 
 def load_weights(model, path, check=None):

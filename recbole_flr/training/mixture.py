@@ -13,5 +13,5 @@ class MixtureTraining(Supervised):
     def begin_epoch(self, epoch):
         """In the second half of the epochs the gate is asked more and more to decide."""
         super().begin_epoch(epoch)
-        half = self.epochs / 2
+        half = self.planned_epochs / 2
         self.model.sharpness = min(max((epoch - half) / half, 0.0), 1.0)

@@ -28,6 +28,7 @@ class Stage:
         starts_from_trained: whether the stage goes on from a trained model and must not make it worse: the model is validated
             before it, and the better weights are kept.
         epochs, learning_rate, stopping_step, eval_step: as RecBole's options of these names.
+        planned_epochs: `epochs`, or in a short trial those of the run that it is the beginning of.
         means: :class:`Means` of the loss and of what else the stage wants to be logged, over an epoch.
     """
 
@@ -39,6 +40,7 @@ class Stage:
     def __init__(self, model, config):
         self.model, self.config = model, config
         self.epochs, self.learning_rate = self.option("epochs"), self.option("learning_rate")
+        self.planned_epochs = self.epochs
         self.stopping_step = self.option("stopping_step") if self.validated else 0
         self.eval_step = min(config["eval_step"], self.epochs) if self.validated else 0
         self.means = Means()

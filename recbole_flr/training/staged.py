@@ -123,6 +123,8 @@ class StagedTrainer(SafeCheckpoints, SharedSteps):
                 super()._save_checkpoint(-1, verbose=False, saved_model_file=self.stage_file(before))
                 self._publish(before)
         stage.begin()
+        if stage.validated and not stage.epochs and valid_data and self.config["eval_step"]:  # the model as it is
+            self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress)
 
     def _leave_stage(self, result):
         before = dict(self.results)

@@ -121,12 +121,17 @@ def test_items_of_the_history_come_last_or_stay(build):
         assert torch.equal(low[number, others], plain[number, others])
 
 
-def test_a_history_of_unknown_items_has_finite_scores(build):
-    _, model, _ = build("AlphaRec")
-    histories = torch.zeros(2, 10, dtype=torch.long)
-    histories[0, 0] = model.n_items - 1
-    with torch.no_grad():
-        assert model.eval().full_sort_predict(Interaction({model.ITEM_SEQ: histories})).isfinite().all()
+@pytest.mark.parametrize("layers", [0, 2])
+def test_histories_of_unknown_items_and_of_none_have_vectors(layers):
+    """No training row has the last item, so it has no edge; in a history it counts as an item with one."""
+    torch.manual_seed(0)
+    rows, text = training_rows(np.random.default_rng(0), 8), torch.randn(8, 5)
+    mlp, graph = torch.nn.Linear(5, 3), TextGraph(rows, text, layers)
+    assert graph.degree[7] == 0
+    items = graph.item_layers(mlp)
+    found = graph.user_vectors(mlp, items, torch.tensor([[7, 0], [0, 0]]))
+    torch.testing.assert_close(found[0], (mlp(text[7]) + items[:-1, 7].sum(0)) / (layers + 1))
+    assert found[1].isfinite().all()
 
 
 def test_an_encoder_that_does_not_exist_and_a_catalogue_without_titles(build):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, write_dataset
+from conftest import TINY, TINY_OPTIONS, write_dataset
 from helpers_counted import assert_runs_on_little_data
 from recbole.data.interaction import Interaction
+from safetensors.torch import load_file, save_file
 
 import recbole_flr
 from recbole_flr.command import recommend_main
@@ -277,6 +278,32 @@ def test_other_titles_are_refused(trained, session_data, tmp_path):
         recbole_flr.load_data_and_model(folder, options)
     with pytest.raises(CheckpointError):
         recbole_flr.load_data_and_model(folder, {"item_text": "none"})
+
+
+@pytest.mark.parametrize("model, options", [("FLRMix", {}), ("AlphaRec", TINY_OPTIONS["AlphaRec"])])
+def test_another_encoder_of_the_same_width_is_refused(trained, saved_models, tmp_path, model, options):
+    folder, _ = trained(model, **{**options, "item_text": str(saved_models["qwen2"]), "epochs": 1})
+    other = tmp_path / "other"
+    shutil.copytree(saved_models["qwen2"], other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: value.flip(0).contiguous() for name, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    recbole_flr.load_data_and_model(folder)
+    with pytest.raises(CheckpointError, match="item_text: the text vectors are not those that the run was trained on"):
+        recbole_flr.load_data_and_model(folder, {"item_text": str(other)})
+
+
+def test_a_run_without_epochs_is_validated_and_chooses_its_weights(trained):
+    """`--checkpoint=RUN --epochs=0` with other options of the ranking: a new ranking by the same weights of the model."""
+    folder, _ = trained("FLRMix")
+    options = {"checkpoint": str(folder), "stages": "sft", "epochs": 0, "transitions_weight": 0.1, "checkpoint_dir": "again"}
+    result = recbole_flr.run_recbole_flr("FLRMix", "tiny", config_dict=options)
+    again, = Path("again").iterdir()
+    _, model, _, _, valid, _ = recbole_flr.load_data_and_model(again)
+    chosen = dict(model.ranking.weights)
+    model.before_validation(valid)
+    assert model.ranking.weights == chosen != model.ranking.start_weights
+    assert result["best_valid_score"] == result["best_valid_result"]["ndcg@10"] > 0
+    assert json.loads((again / "result.json").read_text())["best_valid_score"] == result["best_valid_score"]
 
 
 def test_another_seed_leaves_the_vectors_as_they_are(trained):

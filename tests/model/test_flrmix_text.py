@@ -146,7 +146,7 @@ def test_rank_write_is_the_beam_search_of_the_titles(mix):
 
 
 def test_the_weight_of_the_titles_is_chosen_on_validation_rows(build, monkeypatch):
-    """Titles that are always right get a weight; titles that say nothing do not lower the result."""
+    """Titles that are always right get a weight and raise the result."""
     _, model, loaders = build("FLRMix", **TEXT, rank="both")
     target = {}
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_flr.errors import ConfigError
+from recbole_flr.errors import CheckpointError, ConfigError
 from recbole_flr.model import text_vectors
-from recbole_flr.model.text_vectors import find_encoder, sentence_vectors, stored_vectors, word_vectors
+from recbole_flr.model.text_vectors import (
+    check_probe, find_encoder, probe, sentence_vectors, stored_vectors, title_vectors, word_vectors,
+)
 
 TEXTS = ["", "Robot Wars", "Robot Wars II", "Blue Castle", "積み木", "<|Thought|> \"Robot\"", "", "🎲"]
 
@@ -81,8 +83,44 @@ def test_a_damaged_file_is_written_anew(encoder, tmp_path, damage, caplog):
     assert torch.equal(stored_vectors(path, TEXTS, encoder, "cpu"), first) and not caplog.text
 
 
+def test_the_words_of_a_large_catalogue_are_stored(tmp_path, monkeypatch, caplog):
+    """A change of the titles, or of the items that are known, makes them anew; a small catalogue leaves no file."""
+    monkeypatch.setattr(text_vectors, "STORED_FROM", 3)
+    config, calls = {"data_path": str(tmp_path), "dataset": "x"}, []
+    monkeypatch.setattr(text_vectors, "word_vectors", lambda *given: (calls.append(given), word_vectors(*given))[1])
+    known = np.array([False] + [True] * 7)
+    first = title_vectors(config, TEXTS, "words", known)
+    assert torch.equal(first, word_vectors(TEXTS, text_vectors.WORD_SIZE, known))
+    assert torch.equal(title_vectors(config, TEXTS, "words", known), first) and len(calls) == 1
+    title_vectors(config, [*TEXTS[:-1], "castle"], "words", known)
+    known[2] = False
+    title_vectors(config, TEXTS, "words", known)
+    assert len(calls) == 3 and [file.name for file in tmp_path.iterdir()] == ["x.words.safetensors"]
+    title_vectors({**config, "dataset": "small"}, TEXTS[:3], "words")
+    assert len(calls) == 4 and len(list(tmp_path.iterdir())) == 1 and not caplog.text
+
+
+def test_a_probe_tells_vectors_apart():
+    vectors = torch.nn.functional.normalize(torch.randn(40, 6, generator=torch.Generator().manual_seed(1)), dim=1)
+    known = np.arange(40) % 3 == 1
+    saved = probe(vectors, known)
+    assert saved.shape == (8, 6) and torch.equal(saved[-1], vectors[37])
+    check_probe(saved, probe(vectors + 1e-4, known))
+    more = torch.cat([vectors, torch.ones(5, 6)])
+    check_probe(saved, probe(more, np.append(known, [False] * 5)))  # items that were added
+    for other in (-vectors, vectors[:, :5], vectors.flip(0)):
+        with pytest.raises(CheckpointError, match="item_text: the text vectors are not those"):
+            check_probe(saved, probe(other, known))
+
+
+@pytest.mark.parametrize("kind", ["none", "auto", "backbone"])
+def test_a_word_that_is_no_encoder(kind, tmp_path):
+    with pytest.raises(ConfigError, match=f"item_text: found {kind}, expected words, all-MiniLM-L6-v2"):
+        title_vectors({"data_path": str(tmp_path), "dataset": "x", "device": "cpu"}, TEXTS, kind)
+
+
 def test_an_unknown_encoder(tmp_path):
-    with pytest.raises(ConfigError, match="item_text: found .*expected words, none, all-MiniLM-L6-v2"):
+    with pytest.raises(ConfigError, match="item_text: found .*expected words, all-MiniLM-L6-v2"):
         sentence_vectors(TEXTS, str(tmp_path / "nothing"), "cpu")
 
 

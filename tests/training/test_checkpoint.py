@@ -137,10 +137,10 @@ def test_a_model_that_does_not_fit_is_refused(build):
     tensors, meta = checkpoint.pack_model(model)
     json.dumps(meta)
     _, wider, _ = build(num_factors=2)
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match="does not fit the model: it has .* of the shape .*, and this model of "):
         checkpoint.unpack_model(wider, tensors, meta)
     del tensors["model.reasoner.initial"]
-    with pytest.raises(CheckpointError, match="missing.*reasoner.initial"):
+    with pytest.raises(CheckpointError, match="it has no reasoner.initial, which this model has"):
         checkpoint.unpack_model(model, tensors, meta)
 
 
