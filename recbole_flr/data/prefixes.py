@@ -1,4 +1,4 @@
-"""Which histories are prefixes of others, so that one pass over the longest serves all of them.
+"""Which histories are the beginning of others, so that one pass over the longest serves all of them.
 
 The training rows of a user are prefixes of his sequence: [a], [a, b], [a, b, c], ... Once a history has reached its greatest length
 it moves on, and begins with another item. Histories of different users count as well, such as two that begin with the same item.
@@ -11,10 +11,12 @@ import torch
 
 
 def prefix_sources(history, length):
-    """For each row, a row whose history begins with the history of this one and is a prefix of no longer one.
+    """For each row, the row of a longest history that begins with its history.
+
+    "Longest" means that no other row continues this history.
 
     Args:
-        history: int64 [R, H] item ids from 1 on; what stands behind `length` items does not count.
+        history: int64 [R, H] item ids from 1 on; what stands after `length` items does not count.
         length: int64 [R].
 
     Returns:

@@ -160,11 +160,14 @@ class TitleModel(nn.Module):
         return prompts, embeddings
 
     def _read_prefixes(self, history, length, source, tokens, first_thought, vectors, leave_last):
-        """Read prompts of which each is a prefix of one of some longest ones, but for the tail of the template.
+        """Read long prompts once, and from them the shorter prompts of all rows.
+
+        Without the tail of the template, the prompt of each row is the beginning of one of the long prompts. The tail is read anew
+        for each row.
 
         Args:
-            history, length: of the longest prompts.
-            source: [B], the longest prompt of each row.
+            history, length: of the long prompts.
+            source: [B], for each row the number of the long prompt that begins with its own.
             tokens: [B], tokens of each row's own prompt.
             first_thought, vectors, leave_last: as for :meth:`read_histories`.
         """
@@ -199,6 +202,8 @@ class TitleModel(nn.Module):
             int64 [R], equal for the rows of a group; or None.
         """
         self.sharing = False
+        if self.share_prefixes is True and not self.use_cache:
+            getLogger().warning("share_prefixes has no effect with gradient_checkpointing, which keeps no prefixes")
         if not (self.share_prefixes and self.use_cache):
             return None
         source, tokens = prefix_sources(history, length), self.collator.prompt_lengths(history, length)

@@ -95,6 +95,7 @@ def test_auto_shares_only_where_it_saves_a_third(prepared):
     assert model.prefix_groups(history[alone], length[alone]) is None and not model.sharing
 
 
-def test_gradient_checkpointing_reads_row_by_row(prepared):
+def test_gradient_checkpointing_reads_row_by_row(prepared, caplog):
     config, model, loaders = prepared("FLR", gradient_checkpointing=True, share_prefixes=True)
     assert type(Supervised(model, config).loader(loaders[0])) is LengthBatches
+    assert "share_prefixes has no effect with gradient_checkpointing" in caplog.text
