@@ -37,7 +37,7 @@ from recbole_flr.training.mixture import MixtureTraining
 from recbole_flr.training.reinforcement import LatentGRPO
 from recbole_flr.training.warmup import WarmUp
 
-ROWS_AT_ONCE = 128  # histories of similar length that are ranked together on a CPU
+ROWS_AT_ONCE = 128  # histories that are ranked together: on a CPU, and where the weights of the ranking are chosen
 
 
 @dataclass
@@ -322,7 +322,8 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         if not self.ranking.fits or self.rank == "write" or not isinstance(valid_data, FullSortEvalDataLoader):
             return  # with sampled negatives a row has several items, and only one of them is its target
         self.eval()
-        rows, size = valid_data._dataset.inter_feat, valid_data.config["eval_batch_size"]
+        rows = valid_data._dataset.inter_feat
+        size = min(valid_data.config["eval_batch_size"], ROWS_AT_ONCE)  # several arrays of size * n items are held at once
 
         def read(index):
             for interaction in (rows[part].to(self.device) for part in index.split(size)):
