@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recbole_flr.model.factors import gate_balance
-from recbole_flr.model.mixture import ItemVectors, MixtureHead, log_probs, target_log_probs
+from recbole_flr.model.mixture import ItemVectors, LogProbOfOne, MixtureHead, log_probs, target_log_probs
 
 B, K, D, N = 3, 4, 6, 7
 
@@ -50,6 +50,20 @@ def test_the_target_alone_has_the_same_log_prob_and_gradient():
     for one, other in zip(*(torch.autograd.grad(x.sum(), (queries, alpha, vectors), retain_graph=True)
                             for x in (alone, among_all))):
         torch.testing.assert_close(one, other)
+
+
+def test_the_gradient_of_one_log_prob():
+    torch.manual_seed(4)
+    logits = (3 * torch.randn(2, 3, 5, dtype=torch.float64)).requires_grad_()
+    items = torch.tensor([[0, 4, 2], [1, 1, 3]])
+    expected = logits.log_softmax(-1).gather(-1, items.unsqueeze(-1)).squeeze(-1)
+    found = LogProbOfOne.apply(logits, items)
+    assert torch.equal(found, expected)
+    weights = torch.randn(2, 3, dtype=torch.float64)
+    one, other = (torch.autograd.grad((x * weights).sum(), logits, retain_graph=True)[0] for x in (found, expected))
+    torch.testing.assert_close(one, other)
+    with pytest.raises(RuntimeError, match="inplace"):  # the second pass would be wrong
+        found.sum().backward()
 
 
 def test_several_thoughts_share_a_target():
