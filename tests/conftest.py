@@ -98,7 +98,8 @@ TINY_ALPHAREC = {**TINY, "item_text": "words", "epochs": 2, "embedding_size": 16
 TINY_LARES = {**TINY, "stages": "spt", "epochs": 2, "hidden_size": 16, "inner_size": 32, "group_size": 3, "grpo_epochs": 2,
               "grpo_batch_size": 16}
 TINY_OPTIONS = {
-    "LARES": TINY_LARES, "ReaRec": {**TINY, "epochs": 2, "hidden_size": 16, "inner_size": 32}, "AlphaRec": TINY_ALPHAREC, "Base": TINY_PRETRAINED, "CoT": TINY_COT, "FLRMix": TINY_FLRMIX,
+    "LARES": TINY_LARES, "ReaRec": {**TINY, "epochs": 2, "hidden_size": 16, "inner_size": 32}, "AlphaRec": TINY_ALPHAREC,
+    "Base": TINY_PRETRAINED, "CoT": TINY_COT, "FLRMix": TINY_FLRMIX,
     "FLR": TINY_FLR, "LatentR3": TINY_LATENT, "BIGRec": TINY_LM,
 }
 

@@ -22,8 +22,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 SECONDS = 240
 EQUAL = {"learner": "sgd", "learning_rate": 0.05, "epochs": 1, "eval_batch_size": 5}
-LM = {**TINY_LATENT, **EQUAL, "grpo_learning_rate": 0.05, "warmup_learning_rate": 0.05, "compact_layers": 1, "embedding_dropout": 0.0, "torch_dtype": "float64", "warmup_epochs": 1,
-      "stages": "sft,grpo", "grpo_epochs": 1, "num_beams": 10}
+LM = {**TINY_LATENT, **EQUAL, "grpo_learning_rate": 0.05, "warmup_learning_rate": 0.05, "compact_layers": 1,
+      "embedding_dropout": 0.0, "torch_dtype": "float64", "warmup_epochs": 1, "stages": "sft,grpo", "grpo_epochs": 1, "num_beams": 10}
 ITEMS = {**TINY_FLRMIX, **EQUAL, "grpo_learning_rate": 0.05, "dropout": 0.0, "stages": "sft,grpo", "gate_balance": 0.3, "grpo_epochs": 1}
 IN_PARTS = {"accumulate_steps": 3}
 RESUMED = {**TINY_LATENT, "num_factors": 3, "epochs": 2, "warmup_epochs": 1, "learning_rate": 0.01, "num_beams": 10, "compact_layers": 1}
@@ -31,15 +31,16 @@ CASES = {  # name -> model, options, and options of the run of two processes alo
     "FLR": ("FLR", {**LM, "num_factors": 3, "gate_balance": 0.3, "grpo_updates": 2}),
     "FLR, in parts": ("FLR", {**LM, "num_factors": 3, "grpo_updates": 2}, IN_PARTS),
     "FLR, sharded": ("FLR", {**LM, "num_factors": 3, "compact_layers": 2}, {"shard": "fsdp"}),
-    "FLRMix, sharded": ("FLRMix", {**LM, **ITEMS, "backbone": "compact", "torch_dtype": "float64", "gradient_checkpointing": True, "gate_balance": 0.0},
-                        {"shard": "fsdp", "accumulate_steps": 2}),
+    "FLRMix, sharded": ("FLRMix", {**LM, **ITEMS, "backbone": "compact", "torch_dtype": "float64",
+                                   "gradient_checkpointing": True, "gate_balance": 0.0}, {"shard": "fsdp", "accumulate_steps": 2}),
     "FLR, LoRA, sharded": ("FLR", {**LM, "num_factors": 3, "backbone": "$TINY_QWEN2", "trainable": "lora", "lora_dropout": 0.0,
                                    "prompt": "compact", "gradient_checkpointing": True}, {"shard": "fsdp"}),
     "LatentR3": ("LatentR3", {**LM, "grpo": "latentr3", "noise_scale": 0.5, "grpo_batch_size": 15}),
     "FLRMix": ("FLRMix", ITEMS),
     "FLRMix, titles": ("FLRMix", {**LM, **ITEMS, "backbone": "compact", "torch_dtype": "float64", "stages": "sft"}),
     "LARES": ("LARES", {**TINY_LARES, **EQUAL, "stages": "spt,grpo", "grpo_epochs": 1, "grpo_learning_rate": 0.05,
-                        "initial_noise": 0.0, "noise_scale": 1.0, "topk": [4], "valid_metric": "NDCG@4", "group_size": 6, "grpo_batch_size": 15}),
+                        "initial_noise": 0.0, "noise_scale": 1.0, "topk": [4], "valid_metric": "NDCG@4", "group_size": 6,
+                        "grpo_batch_size": 15}),
     "SASRec": ("SASRec", {**TINY, **EQUAL, "hidden_size": 16, "inner_size": 16, "epochs": 2}),
     "GRU4Rec": ("GRU4Rec", {**TINY, **EQUAL, "hidden_size": 16, "embedding_size": 16}),
     "BPR": ("BPR", {**TINY, **EQUAL, "embedding_size": 16}),

@@ -138,5 +138,6 @@ def test_the_files_of_the_plug_in_fit_their_models(path):
 
 def test_there_is_a_file_for_each_model_that_is_compared():
     assert {path.stem for path in FILES} >= {
-        "FLRMix", "LatentR3", "BIGRec", "AlphaRec", "LARES", "ReaRec", "SASRec", "GRU4Rec", "Caser", "SASRecCPR", "LightSANs", "BERT4Rec", "SequentialRules", "VSKNN", "FLR",
+        "FLRMix", "LatentR3", "BIGRec", "AlphaRec", "LARES", "ReaRec", "SASRec", "GRU4Rec",
+        "Caser", "SASRecCPR", "LightSANs", "BERT4Rec", "SequentialRules", "VSKNN", "FLR",
     }

@@ -71,7 +71,10 @@ def test_the_file_is_used_again_only_for_the_same_texts_and_encoder(encoder, tmp
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-9] + bytes(8) + data[-1:], lambda data: b"", lambda data: data[:50], lambda data: b"x" * 100, lambda data: data[:-5]])
+@pytest.mark.parametrize("damage", [
+    lambda data: data[:-9] + bytes(8) + data[-1:], lambda data: b"", lambda data: data[:50], lambda data: b"x" * 100,
+    lambda data: data[:-5],
+])
 def test_a_damaged_file_is_written_anew(encoder, tmp_path, damage, caplog):
     path = tmp_path / "x.safetensors"
     first = stored_vectors(path, TEXTS, encoder, "cpu")
