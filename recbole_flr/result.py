@@ -22,7 +22,7 @@ from recbole_flr.files import new_file
 
 RESULT, RANKS, EXAMPLES, THOUGHTS = "result.json", "ranks.npz", "examples.json", "thoughts.jsonl"
 PACKAGES = ("recbole_flr", "recbole", "torch", "transformers", "peft", "numpy", "pandas", "scipy")
-COMPUTED = ("data_path", "load_col", "train_neg_sample_args", "eval_args", "tokenizer", "gpu_id", "valid_metric_bigger")
+COMPUTED = ("data_path", "load_col", "train_neg_sample_args", "eval_args", "tokenizer", "gpu_id", "valid_metric_bigger")  # by RecBole
 FORMAT = 1  # of result.json; a reader refuses what it does not know
 
 

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from recbole_flr.errors import ConfigError
 from recbole_flr.files import new_file
-from recbole_flr.result import duration
+from recbole_flr.result import COMPUTED, duration
 
 STUDY, BEST_OPTIONS, TABLE = "study.db", "best.yaml", "trials.md"
 SHOWN = 10  # trials in the table
@@ -99,7 +99,8 @@ def write_options(folder, config, trial, given):
         Path: of the file.
     """
     path = folder / BEST_OPTIONS
-    asked = {name: config[name] for name in [*config.file_config_dict, *given] if name not in ("model", "dataset")}
+    asked = {**config.file_config_dict, **given}
+    asked = {name: value if name in COMPUTED else config[name] for name, value in asked.items() if name not in ("model", "dataset")}
     options = {**asked, **trial.user_attrs["options"]}
     kept = {name: value for name, value in options.items() if name not in OF_THE_PLACE}
     head = (f"# The best of a search, trial {trial.number}: {config['valid_metric']} {trial.value:.4f} in validation.\n"

@@ -318,7 +318,8 @@ def count_tests(monkeypatch):
 
 @pytest.mark.parametrize("model, ranges, given", [
     ("SequentialRules", "row_power: {low: 0, high: 1}\nrecency_decay: [0.2, 0.8]\n", TINY),
-    ("SASRec", "learning_rate: {low: 1e-3, high: 1e-1, log: true}\nn_heads: [2, 3]\n", {**TINY, "epochs": 3}),
+    ("SASRec", "learning_rate: {low: 1e-3, high: 1e-1, log: true}\nn_heads: [2, 3]\nloss_type: CE\ntrain_neg_sample_args: null\n",
+     {**TINY, "epochs": 3}),
     ("FLRMix", "dropout: {low: 0.0, high: 0.5}\nnoise_scale: [0.1, 0.3]\n",
      {**TINY_FLRMIX, "stages": "sft,grpo", "grpo_epochs": 1, "checkpoint_every": 0}),
 ])
