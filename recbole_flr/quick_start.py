@@ -57,7 +57,8 @@ def _set_up(config, trained=False):
     check_needs(config)
     for folder in LOG_FOLDERS:
         check_folder(folder, "the folder of the logs")
-        if world_size() > 1:
+    if world_size() > 1:
+        for folder in (*LOG_FOLDERS, config["checkpoint_dir"]):
             os.makedirs(folder, exist_ok=True)  # RecBole's own way fails if two processes make it at once
     init_seed(config["seed"], config["reproducibility"])
     open_log(config)
