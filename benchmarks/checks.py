@@ -15,7 +15,7 @@ import torch
 from benchmarks.made_up import interaction
 from recbole_flr.data.prompt import IGNORE
 from recbole_flr.model.reasoner import Context, Thought
-from recbole_flr.model.titles import precise
+from recbole_flr.model.title_scores import precise
 
 TOLERANCE = 1e-4  # largest relative difference of two scores in float32
 TOLERANCES = {"float32": TOLERANCE, "mixed": 0.05, "bfloat16": 0.05}  # of the option torch_dtype; a number of bfloat16 has 8 bits

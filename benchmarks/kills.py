@@ -294,7 +294,7 @@ def main(arguments=None):
 
     import recbole_flr.model.flr
     import recbole_flr.model.flrmix
-    import recbole_flr.quick_start  # noqa: F401: now, so that the forks need not
+    import recbole_flr.quick_start  # noqa: F401 (imported now, so that the forks need not)
 
     torch.set_num_threads(1)
     results = {}

@@ -68,7 +68,7 @@ def _optuna():
     """The package, which is an extra."""
     try:
         import optuna
-        import sqlalchemy  # noqa: F401: Optuna needs it for SQLite, and imports it late
+        import sqlalchemy  # noqa: F401 (Optuna needs it for SQLite, and imports it late)
     except ImportError as error:
         raise ConfigError(f"search: found no {error.name}, which a search needs; run  pip install optuna") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)

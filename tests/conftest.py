@@ -33,7 +33,7 @@ def fast_process():
     - RecBole's module of the model SINE, which is imported with every sequential model, turns on torch's anomaly detection for
       the whole process. Training then takes three times as long. Without it, RecBole still refuses a loss that is NaN.
     """
-    import recbole.model.sequential_recommender  # noqa: F401: now, so that no later import turns the detection on again
+    import recbole.model.sequential_recommender  # noqa: F401 (so that no later import turns the detection on)
 
     torch.autograd.set_detect_anomaly(False)
     gc.collect()

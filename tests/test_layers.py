@@ -47,6 +47,7 @@ LAYERS = [  # from the command line down to what all share
     ["training.supervised"],
     ["training.schedule"],
     ["training.stage", "training.grpo", "training.lock", "training.untrained", "model.titles"],
+    ["model.title_scores"],
     ["training.checkpoint", "model.tree", "model.item_encoder"],
     ["training.sharding"],
     ["model.reasoner"],

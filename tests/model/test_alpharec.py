@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from helpers_counted import assert_predict_equals_full_ranking
-from recbole.data.interaction import Interaction
 
 from recbole_flr.errors import ConfigError, DataError
 from recbole_flr.model.alpharec import TextGraph, info_nce

@@ -83,7 +83,7 @@ def test_without_the_loss_of_titles(mix):
 @pytest.mark.parametrize("backbone, score", [("compact", "full"), ("compact", "trie"), ("gpt2", "full"), ("llama", "trie")])
 def test_candidates_have_the_scores_of_full_passes(mix, saved_models, monkeypatch, backbone, score):
     """Each title alone, by a pass over all of its tokens."""
-    monkeypatch.setattr("recbole_flr.model.titles.LABELS_AT_ONCE", 50)
+    monkeypatch.setattr("recbole_flr.model.title_scores.LABELS_AT_ONCE", 50)
     model, _, rows = mix(backbone=str(saved_models.get(backbone, backbone)), length_penalty=0.3, score=score)
     with torch.no_grad():
         thought = model.think(model.read_context(rows))

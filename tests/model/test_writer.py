@@ -8,7 +8,7 @@ from conftest import draw_weights
 
 from recbole_flr.contracts import LossPart, total_loss
 from recbole_flr.data.prompt import IGNORE
-from recbole_flr.model.titles import best_children
+from recbole_flr.model.title_scores import best_children
 from recbole_flr.training.reinforcement import LatentGRPO
 
 REGULARISERS = ["orthogonality", "diversity", "sparsity", "uncertainty"]

@@ -10,7 +10,6 @@ from conftest import TINY
 from helpers_training import only_run
 from recbole.data.dataloader import TrainDataLoader
 
-from recbole_flr.errors import ConfigError
 from recbole_flr.result import read_ranks
 from recbole_flr.quick_start import build_trainer
 from recbole_flr.trainer import SafeCheckpoints
