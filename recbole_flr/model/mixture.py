@@ -122,8 +122,8 @@ class LogProbOfOne(torch.autograd.Function):
     """log softmax of one item: logits [..., n] and items [...] -> [...].
 
     This is minus torch's cross entropy. Its gradient, [...] * (1 of the item - softmax), takes the place of the log-probabilities in
-    memory. That saves two arrays of the size of the logits, and a quarter of the time of the loss on a CPU. So there is one backward
-    pass; torch refuses a second one.
+    memory. That saves two arrays of the size of the logits, and time (`results/mixture.md`, Time). The gradient overwrites the
+    log-probabilities, so there is one backward pass; torch refuses a second one.
     """
 
     @staticmethod

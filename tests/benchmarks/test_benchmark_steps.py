@@ -12,7 +12,8 @@ def test_its_figures(session_data, tmp_path, capsys, monkeypatch):
     file = tmp_path / "found.json"
     words = ["--dataset=tiny", "--models=SASRec,FLRMix", "--anomaly", "--repeats=2", f"--data={session_data}", f"--json={file}"]
     found = steps.main(words)
-    assert set(found) == {f"{name} {what}" for name in ("SASRec", "FLRMix") for what in ("step", "step, anomaly detection", "rank")}
+    timed = ("step", "step, anomaly detection", "rank", "evaluation")
+    assert set(found) == {f"{name} {what}" for name in ("SASRec", "FLRMix") for what in timed}
     assert all(value > 0 for value in found.values()) and json.loads(file.read_text())["ms"] == pytest.approx(found)
     assert "FLRMix rank" in capsys.readouterr().out
 
