@@ -8,12 +8,13 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
+from recbole_flr import processes
 from recbole_flr.data.loading import expected_files, item_file
 from recbole_flr.result import versions
 from recbole_flr.training import checkpoint
 
 KEY = "key.json"
-WITHOUT_EFFECT = {  # options that change where and how a run works, but not its result
+WITHOUT_EFFECT = {  # options that change where and how a run works, but not its result (`processes` of a key says how many work)
     "checkpoint_dir",
     "checkpoint_every",
     "data_path",
@@ -51,7 +52,8 @@ def run_key(config, start=None):
 
     Returns:
         dict: `options` (name -> value, without those that cannot change the result), `data` (sha256 of the files), `start`
-        (sha256 of the weights that the run starts from, or None) and `version` (of the packages, and sha256 of the code).
+        (sha256 of the weights that the run starts from, or None), `processes` (their number: dropout and noise differ with it) and
+        `version` (of the packages, and sha256 of the code).
     """
     options = {name: value for name, value in config.planned().items() if name not in WITHOUT_EFFECT}
     start = options.pop("checkpoint", None) or start
@@ -59,7 +61,8 @@ def run_key(config, start=None):
         options.pop("tokenizer", None)  # it is in the folder that the run starts from
         start = _digest([start if str(start).endswith(".safetensors") else Path(start) / checkpoint.BEST])
     data = _digest([path for path in [*expected_files(config), item_file(config)] if path.is_file()])
-    return json.loads(json.dumps({"options": options, "data": data, "start": start, "version": code_version()}, default=str))
+    found = {"options": options, "data": data, "start": start, "processes": processes.planned(config), "version": code_version()}
+    return json.loads(json.dumps(found, default=str))
 
 
 @lru_cache(maxsize=None)
@@ -73,8 +76,9 @@ def code_version():
 def read_key(folder):
     """`key.json` of a run's folder; None if there is none, as in the folders of earlier versions, or if it cannot be read."""
     try:
-        return json.loads((Path(folder) / KEY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads((Path(folder) / KEY).read_text(encoding="utf-8"))
+        return {"processes": 1, **found}  # earlier versions did not write it
+    except (OSError, ValueError, TypeError):
         return None
 
 

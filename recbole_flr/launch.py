@@ -42,7 +42,7 @@ def launch(config, function, *arguments):
     from torch import multiprocessing
     from torch.distributed import TCPStore
 
-    count, world = config["nproc"], config["world_size"] if (config["world_size"] or -1) > 0 else config["nproc"]  # RecBole's default is -1
+    count, world = config["nproc"], processes.planned(config)
     is_first = config["group_offset"] == 0
     port = config["port"] or _free_port()
     try:  # here and not in the process with rank 0, so that it outlives each of them

@@ -34,6 +34,13 @@ def world_size():
     return _number("WORLD_SIZE", "1")
 
 
+def planned(config):
+    """On how many processes a run works, on all machines together: those there are, or those that it will start."""
+    if world_size() > 1:
+        return world_size()
+    return config["world_size"] if (config["world_size"] or -1) > 0 else config["nproc"]  # RecBole's default is -1
+
+
 def rank():
     """The number of this process among all, from 0."""
     return _number("RANK", "0")

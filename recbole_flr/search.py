@@ -26,6 +26,7 @@ from recbole_flr.allowed_values import accepts
 from recbole_flr.console import FILE_ONLY, quiet_console, shared_log
 from recbole_flr.errors import CheckpointError, ConfigError, DataError, FLRError, first_line
 from recbole_flr.evaluation import metrics_table
+from recbole_flr.identity import WITHOUT_EFFECT
 from recbole_flr.options import parse_value, properties_folder
 from recbole_flr.paths import check_folder
 from recbole_flr.quick_start import configure, run_recbole_flr, train_only
@@ -37,10 +38,7 @@ from recbole_flr.search_space import fit_space, read_space
 STARTUP_TRIALS = 10  # trials with random options before TPE proposes some
 UNPRUNED_TRIALS, UNPRUNED_VALIDATIONS = 5, 3  # no trial is pruned before so many trials, and none before so many validations
 FAILURES = 5  # so many failed trials without any that finished end the search
-LOCAL = (  # options without an effect on results: a search may go on with others
-    "data_path", "checkpoint_dir", "show_progress", "state", "gpu_id", "use_gpu", "worker", "checkpoint_every", "log_wandb",
-    "wandb_project", "eval_batch_size",
-)
+LOCAL = WITHOUT_EFFECT | {"eval_batch_size"}  # a search may go on with others
 
 
 def run_search(model=None, dataset=None, config_file_list=None, config_dict=None, *, search, trials=30, seconds=None):

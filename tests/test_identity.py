@@ -15,6 +15,7 @@ def key(folder, model="VSKNN", **options):
 def test_options_with_an_effect(session_data, tmp_path):
     first = key(session_data)
     assert key(session_data, show_progress=True, gpu_id="3", checkpoint_dir="there", checkpoint_every=3) == first
+    assert first["processes"] == 1 and key(session_data, nproc=2)["processes"] == 2
     assert key(session_data, num_neighbors=3) != first and key(session_data, seed=1) != first
     assert not set(first["options"]) & WITHOUT_EFFECT and first["options"]["seed"] == 2020
     assert json.loads(json.dumps(first)) == first

@@ -224,6 +224,8 @@ def test_grpo_alone_goes_on_from_a_trained_model(trained, model):
 def test_no_epoch_of_reinforcement_leaves_the_model_as_it_was(tiny_data):
     result = run(tiny_data, grpo_epochs=0)
     assert result["kept"] == "sft" and result["stages"]["grpo"]["test_result"] == result["stages"]["sft"]["test_result"]
+    stages = {stage["name"]: stage for stage in json.loads((only_run() / "result.json").read_text())["stages"]}
+    assert stages["grpo"]["epochs"] == 0 and stages["grpo"]["curve"] == [] and stages["sft"]["curve"]
 
 
 def test_without_validation_the_last_stage_is_kept(tiny_data):
@@ -256,7 +258,8 @@ def test_every_part_of_the_loss_shows_in_tensorboard(trained):
         values = [event.value for event in events.Scalars(f"grpo/{name}")]
         assert len(values) == 2 and all(np.isfinite(values)), name
     assert events.Scalars("grpo/noise")[0].value == pytest.approx(0.3, rel=0.2)
-    assert len(events.Scalars("Loss/Train/grpo")) == len(events.Scalars("Valid/grpo")) == 2
+    trained_at, validated_at = ([event.step for event in events.Scalars(name)] for name in ("Loss/Train/grpo", "Valid/grpo"))
+    assert trained_at == validated_at == [0, 1]
 
 
 def test_a_trained_backbone_that_is_now_frozen_keeps_its_place(tiny_data, saved_models):

@@ -19,13 +19,12 @@ def measure(folder, data_path=None):
         data_path: where the data sets are, if they have moved.
 
     Returns:
-        dict: `users`, `batch`, `beams` (None for a model without beams) and `seconds`, a list of the times of TIMES passes. One
+        dict: `users`, `batch`, `beams` (None for a model that ranks without beams) and `seconds`, a list of the times of TIMES passes. One
         batch is ranked before, so that what is built on first use does not count.
     """
     changes = {"state": "ERROR", "show_progress": False, **({"data_path": data_path} if data_path else {})}
     options = read_run(folder).options
-    has_beams = "num_beams" in options
-    if has_beams:
+    if "num_beams" in options:
         changes |= {"num_beams": BEAMS, "topk": [cutoff for cutoff in _as_list(options["topk"]) if cutoff <= BEAMS] or [BEAMS]}
     config, model, _, _, _, test_data = load_data_and_model(folder, changes)
     device, rows = config["device"], test_data._dataset.inter_feat
@@ -46,7 +45,7 @@ def measure(folder, data_path=None):
                 model.full_sort_predict(batch)
             wait()
             seconds.append(perf_counter() - start)
-    return {"users": len(numbers), "batch": BATCH, "beams": BEAMS if has_beams else None, "seconds": seconds}
+    return {"users": len(numbers), "batch": BATCH, "beams": BEAMS if model.most_items() else None, "seconds": seconds}
 
 
 def _as_list(value):

@@ -78,7 +78,7 @@ def summarise(rows, failures=(), reference=None):
     check_same_data(runs)
     metric = runs[0].main_metric
     metrics = [name for name in runs[0].test if all(name in run.test for run in runs)]
-    means = {row.label: {name: mean_and_deviation([run.test[name] for run in row.runs]) for name in metrics} for row in rows}
+    means = {row.label: {name: mean_and_deviation([_value(run, name) for run in row.runs]) for name in metrics} for row in rows}
     valid = {
         row.label: mean_and_deviation([run.valid[metric] for run in row.runs])
         if all(run.valid and metric in run.valid for run in row.runs)
@@ -92,12 +92,8 @@ def summarise(rows, failures=(), reference=None):
 
         def values(row, name):
             if name != metric:
-                return {run.seed: (run.test[name], None) for run in row.runs}
-            found = {run.seed: per_row[run.folder] for run in row.runs}
-            return {
-                run.seed: (run.test[name] if found[run.seed] is None else found[run.seed].mean(), found[run.seed])
-                for run in row.runs
-            }
+                return {run.seed: (_value(run, name), None) for run in row.runs}
+            return {run.seed: (_value(run, name), per_row[run.folder]) for run in row.runs}
 
         other = next(row for row in rows if row.label == chosen)
         for name in metrics:
@@ -123,6 +119,12 @@ def summarise(rows, failures=(), reference=None):
         _warnings(rows, comparisons),
         list(failures),
     )
+
+
+def _value(run, metric):
+    """A test metric of a run: the mean over its rows, as in the slices, or what the run printed, which RecBole has rounded."""
+    found = metric_of_rows(run.ranks, metric) if run.has_ranks else None
+    return run.test[metric] if found is None else float(found.mean())
 
 
 def _reference(rows, means, metric, given):
@@ -215,11 +217,17 @@ def _margin(summary, best):
     if best == summary.reference:
         second = summary.ranking[1]
         comparison = next(each for each in summary.comparisons if each.label == second)
-        text = f"{second} is next, {apart(comparison.improvement)} it"
+        text = f"{second} is next"
+        if comparison.improvement is not None:
+            text += f", {apart(comparison.improvement)} it"
     else:
         comparison = next(each for each in summary.comparisons if each.label == best)
         baseline = next(row for row in summary.rows if row.label == summary.reference).model not in PROPOSED
-        text = f"That is {apart(comparison.improvement)} {summary.reference}" + (", the best baseline" if baseline else "")
+        which = summary.reference + (", the best baseline" if baseline else "")
+        if comparison.improvement is None:
+            text = f"No percentage tells how far that is from {which}, whose mean is 0"
+        else:
+            text = f"That is {apart(comparison.improvement)} {which}"
     return f"{text}; {verdict(comparison)}."
 
 
@@ -288,8 +296,6 @@ def p_is(value):
 
 def apart(improvement):
     """A relative improvement before the name of the reference: `3.2% above`."""
-    if improvement is None:
-        return "not in proportion to"
     return f"{abs(improvement):.1%} {'above' if improvement >= 0 else 'below'}"
 
 

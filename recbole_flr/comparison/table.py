@@ -55,19 +55,24 @@ def text_cell(text):
 
 
 def mark(rows, column, largest=True):
-    """Mark the best and the second best value of a column. Equal texts have the same place; if all are equal, none is marked."""
+    """Mark the best and the second best value of a column. Values that are written alike have the same place, whatever their
+    deviation is; if all are alike, none is marked.
+    """
+    def written(cell):
+        return cell.text.partition(" ± ")[0]
+
     known = [row[column] for row in rows if row[column].value is not None]
     if len(known) < 2:
         return
-    ordered = list(dict.fromkeys(cell.text for cell in sorted(known, key=lambda cell: cell.value, reverse=largest)))
+    ordered = list(dict.fromkeys(written(cell) for cell in sorted(known, key=lambda cell: cell.value, reverse=largest)))
     if len(ordered) < 2:
         return
-    best = [cell for cell in known if cell.text == ordered[0]]
+    best = [cell for cell in known if written(cell) == ordered[0]]
     for cell in best:
         cell.place = BEST
     if len(best) == 1:
         for cell in known:
-            if cell.text == ordered[1]:
+            if written(cell) == ordered[1]:
                 cell.place = SECOND
 
 

@@ -57,6 +57,7 @@ class StagedTrainer(SafeCheckpoints, SharedSteps):
                                   "stages as they were (--checkpoint starts another run from these weights)")
         self.stage_name, stage = name, self.stages[name]
         self.epochs, self.learning_rate, self.start_epoch, self.cur_step = stage.epochs, stage.learning_rate, 0, 0
+        self._next_epoch = 0
         self.eval_step, self.stopping_step = stage.eval_step, stage.stopping_step
         self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
         self.best_valid_result = None
@@ -204,7 +205,8 @@ class StagedTrainer(SafeCheckpoints, SharedSteps):
         with self.whole_model():
             self.model.before_validation(valid_data)
         score, result = super()._valid_epoch(valid_data, show_progress)
-        self.tensorboard.add_scalar(f"Valid/{self.stage_name}", score, self._next_epoch)  # RecBole's has all stages in one
+        epoch = max(self._next_epoch - 1, 0)
+        self.tensorboard.add_scalar(f"Valid/{self.stage_name}", score, epoch)  # RecBole's curve has all stages in one
         return score, result
 
 

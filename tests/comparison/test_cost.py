@@ -7,7 +7,7 @@ from recbole_flr.comparison.cost import cost_table
 from recbole_flr.comparison.ranking_time import BEAMS, TIMES, measure
 
 
-@pytest.mark.parametrize("model, beams", [("FLR", BEAMS), ("VSKNN", None)])
+@pytest.mark.parametrize("model, beams", [("FLR", BEAMS), ("VSKNN", None), ("FLRMix", None)])
 def test_a_trained_model_is_timed(trained, model, beams):
     trained(model)
     found = measure(only_run())

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 
 import numpy as np
@@ -33,7 +34,8 @@ def summary(folders):
 
 def test_means_by_loop(summary, folders):
     for row in summary.rows:
-        values = [run.test["ndcg@10"] for run in row.runs]
+        ranks = [[int(rank) for rank in run.ranks["test_item_rank"]] for run in row.runs]
+        values = [sum(1 / math.log2(rank + 1) for rank in each if rank <= 10) / len(each) for each in ranks]  # not rounded
         mean = sum(values) / 3
         deviation = (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
         assert summary.means[row.label]["ndcg@10"] == pytest.approx((mean, deviation))
@@ -138,6 +140,9 @@ def test_marks_of_best_and_second():
     assert [row[0].place for row in equal] == [0, 0]
     mark(rows, 0, largest=False)
     assert rows[0][0].place == 1
+    counted = [[Cell(".4", 0.4)], [Cell(".4 ± .0", 0.40001)], [Cell(".3 ± .1", 0.3)], [Cell(".3", 0.3)]]
+    mark(counted, 0)
+    assert [row[0].place for row in counted] == [1, 1, 0, 0]  # a deviation makes no difference
 
 
 def odd_table():
