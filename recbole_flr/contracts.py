@@ -184,6 +184,14 @@ class Recommender:
         return None
 
 
+class ByFullRanking:
+    """For models that score one item by scoring all of them. It stands before RecBole's class among the bases."""
+
+    def predict(self, interaction):
+        """Scores of one item for each row: [B]."""
+        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
+
+
 class Thinker(Recommender, ABC):
     """A model that makes a thought from what it read, and scores a target after a thought.
 

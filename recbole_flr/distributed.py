@@ -9,7 +9,7 @@ DistributedDataParallel with gradients.
 
 import json
 import os
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from itertools import count
@@ -248,8 +248,3 @@ def same_weights(model):
         with torch.no_grad():
             for parameter in model.parameters():
                 dist.broadcast(parameter.data, 0)
-
-
-def only_main(context):
-    """A context for the process with rank 0; nothing for the others."""
-    return context if is_main() else nullcontext()

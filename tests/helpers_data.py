@@ -107,3 +107,14 @@ def chunks_of(backbone, texts, template, max_tokens=1000):
     """Template.chunks for plain texts (index 0 is padding), tokenised as the catalogue does."""
     rows = [row[:max_tokens] + [backbone.end_id] for row in backbone.encode(texts[1:])]
     return Template.chunks(template, backbone, RaggedRows.of([[], *rows]))
+
+
+def batch_of_histories(model, histories):
+    """RecBole's batch of some histories, lists of item ids, padded to the longest that the model takes."""
+    padded = torch.tensor([history + [0] * (model.max_seq_length - len(history)) for history in histories])
+    return Interaction({model.ITEM_SEQ: padded, model.ITEM_SEQ_LEN: torch.tensor([len(history) for history in histories])})
+
+
+def ranking_parts(model, batch):
+    """What FLRMix's ranking of a batch is made of: name -> [B, n]."""
+    return model.ranking.parts(model._read(batch)[0], batch[model.ITEM_SEQ])

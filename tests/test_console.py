@@ -6,7 +6,6 @@ import subprocess
 import warnings
 from pathlib import Path
 
-import pytest
 from conftest import TINY
 
 import recbole_flr
@@ -77,9 +76,15 @@ def test_records_for_the_file_do_not_reach_the_console(session_data, capsys):
 
 
 def test_only_foreign_warnings_are_hidden():
-    with pytest.warns(UserWarning, match="our own"):
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
         with no_foreign_warnings():
-            warnings.warn("our own", UserWarning)
+            for category in (UserWarning, FutureWarning, DeprecationWarning):
+                warnings.warn_explicit("RecBole's own", category, "f.py", 1, module="recbole.data.dataset")
+                warnings.warn_explicit("our own", category, "g.py", 1, module="recbole_flr.config")
+    assert [(str(each.message), each.category) for each in shown] == [
+        ("our own", UserWarning), ("our own", FutureWarning), ("our own", DeprecationWarning)
+    ]
 
 
 def test_control_characters_in_the_log_are_escapes_and_colours_stay(tmp_path, capsys):

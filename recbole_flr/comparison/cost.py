@@ -44,7 +44,7 @@ def cost_table(measured):
     """Table of the times.
 
     Args:
-        measured: list of (label, what :func:`measure` returned).
+        measured: list of (label, what :func:`recbole_flr.comparison.ranking_time.measure` returned).
     """
     fastest = min(statistics.median(answer["seconds"]) for _, answer in measured)
     rows = []

@@ -57,7 +57,8 @@ class Comparison:
     def significant(self):
         """Whether both tests say so after the correction. None: not enough is known to say.
 
-        Where no seed changes the difference, as between two models that are counted, the rows alone decide.
+        Where no seed changes the difference, as between two models that are counted, the rows alone decide. That takes two common
+        seeds.
         """
         by_seeds = self.p_seeds_holm if self.varies else 0.0
         if by_seeds is None or self.p_rows_holm is None:

@@ -240,7 +240,7 @@ def factors_table(summary):
     columns = ["model", "factors", "S_avg", "A_max", "(1 - S_avg) x A_max", "entropy of the gate", "entropy of the mean gate"]
     notes = [
         "S_avg: mean absolute correlation between factors. A_max: mean of the largest share of attention that a factor gives to "
-        "one item. Entropies in nats; docs/comparison.md has the definitions."
+        "one item. Entropies in nats; docs/output.md has the definitions."
     ]
     return Table("factors", "Factors", columns, rows, notes) if rows else None
 

@@ -22,7 +22,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import nn
 
-from recbole_flr.contracts import Recommender
+from recbole_flr.contracts import ByFullRanking, Recommender
 from recbole_flr.data.catalog import Catalog
 from recbole_flr.errors import CheckpointError
 from recbole_flr.model.counted import OnTrainingRows, TrainingRows
@@ -91,7 +91,7 @@ class TextGraph(nn.Module):
         return (own + (weight.unsqueeze(2) * near).sum(1)) / len(items)
 
 
-class AlphaRec(OnTrainingRows, SequentialRecommender, Recommender):
+class AlphaRec(OnTrainingRows, ByFullRanking, SequentialRecommender, Recommender):
     """Text vectors, a two-layer MLP and LightGCN, trained with InfoNCE on the cosine.
 
     Args:
@@ -157,10 +157,6 @@ class AlphaRec(OnTrainingRows, SequentialRecommender, Recommender):
         users, items = self.vectors(history)
         scores = users @ items.T
         return scores.scatter(1, history, scores.gather(1, history) - self.repeat_penalty)
-
-    def predict(self, interaction):
-        """Score of one item for each row: [B]."""
-        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
 
 
 def info_nce(users, items, histories, target, negatives, temperature):

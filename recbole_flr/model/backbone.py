@@ -165,7 +165,7 @@ class Backbone(nn.Module):
             else:
                 logits = nn.functional.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens])
         scale = (getattr(settings, "logit_scale", None) or 1) / (getattr(settings, "logits_scaling", None) or 1)
-        logits = logits if scale == 1 else logits * scale  # which would be one more copy of V numbers a token
+        logits = logits if scale == 1 else logits * scale  # no product with 1: it would copy all logits
         cap = getattr(settings, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

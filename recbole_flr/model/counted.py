@@ -16,7 +16,7 @@ import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
-from recbole_flr.contracts import Recommender
+from recbole_flr.contracts import ByFullRanking, Recommender
 from recbole_flr.errors import CheckpointError
 
 
@@ -91,7 +91,7 @@ class OnTrainingRows:
                                   "files back, or run the model anew")
 
 
-class Counted(OnTrainingRows, SequentialRecommender, Recommender, ABC):
+class Counted(OnTrainingRows, ByFullRanking, SequentialRecommender, Recommender, ABC):
     """Base of the models that are counted from the training rows. It ranks all items for histories.
 
     Args:
@@ -135,7 +135,3 @@ class Counted(OnTrainingRows, SequentialRecommender, Recommender, ABC):
         found = self.score(histories.cpu().numpy()).toarray().astype(np.float32, copy=False)
         scores = torch.from_numpy(found).to(histories.device)
         return scores.scatter(1, histories, self.repeat_weight * scores.gather(1, histories))
-
-    def predict(self, interaction):
-        """Scores of one item for each row: [B]."""
-        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)

@@ -5,12 +5,12 @@ import torch
 
 from recbole_flr.contracts import LossPart
 from recbole_flr.model.factors import REGULARISERS, FactorStep, LossWeights, gate_balance
-from recbole_flr.model.reasoner import Reasoner, item_attention
+from recbole_flr.model.reasoner import ByFactors, Reasoner
 from recbole_flr.model.writer import ThinkingWriter
 from recbole_flr.training.reinforcement import LatentGRPO
 
 
-class FLR(ThinkingWriter):
+class FLR(ByFactors, ThinkingWriter):
     """The user's history becomes text. K factors refine the thought behind it N times. Then the title is written.
 
     Args:
@@ -43,17 +43,3 @@ class FLR(ThinkingWriter):
             parts["balance"] = LossPart(gate_balance(thought.state.alpha), self.balance_weight)
         return parts
 
-    def explain(self, interaction):
-        """For each row and factor: its weight, and how much of its attention went to each item of the history.
-
-        Returns:
-            alpha [B, K], and attention [B, K, H + 1]: the H items, oldest first, then all the rest (thought, template);
-            rows sum to 1.
-        """
-        context = self.read_context(interaction)
-        state = self.think(context).state
-        return state.alpha, item_attention(state.attention, context.item, interaction[self.ITEM_SEQ].shape[1])
-
-    def factor_vectors(self, interaction):
-        """See :meth:`recbole_flr.contracts.Recommender.factor_vectors`."""
-        return self.think(self.read_context(interaction)).state.factors

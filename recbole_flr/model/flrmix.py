@@ -19,7 +19,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
-from recbole_flr.contracts import LossPart, TargetScores, Thinker, total_loss
+from recbole_flr.contracts import ByFullRanking, LossPart, TargetScores, Thinker, total_loss
 from recbole_flr.data.catalog import Catalog
 from recbole_flr.distributed import from_first
 from recbole_flr.errors import CheckpointError, DataError
@@ -30,7 +30,7 @@ from recbole_flr.model.memory import Memory
 from recbole_flr.model.mixture import ItemVectors, MixtureHead, log_probs, target_log_probs
 from recbole_flr.model.mixture_options import ranking_kind, table_names, text_kind
 from recbole_flr.model.ranking import TITLE, Ranking
-from recbole_flr.model.reasoner import Context, Reasoner, item_attention
+from recbole_flr.model.reasoner import ByFactors, Context, Reasoner
 from recbole_flr.model.remembered import Remembered
 from recbole_flr.model.text_vectors import check_probe, probe, title_vectors
 from recbole_flr.training.mixture import MixtureTraining
@@ -53,7 +53,7 @@ class ItemContext(Context):
     state: FactorState | None = None
 
 
-class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
+class FLRMix(OnTrainingRows, ByFactors, ByFullRanking, SequentialRecommender, Thinker):
     """Factors as a mixture over items, with a memory.
 
     Args:
@@ -279,10 +279,6 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
     def _titles(self, thought):
         return lambda items: self.reader.candidate_log_probs(thought, items)
 
-    def ranking_parts(self, interaction):
-        """What the ranking is made of: see :meth:`recbole_flr.model.ranking.Ranking.parts`."""
-        return self.ranking.parts(self._read(interaction)[0], interaction[self.ITEM_SEQ])
-
     def full_sort_predict(self, interaction, top=None):
         """Scores of all items: [B, n]; -inf for the padding.
 
@@ -306,7 +302,7 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         """Scores of one item for each row: [B]."""
         if self.rank == "write":
             return self.reader.title_log_probs(self.think(self.read_context(interaction)), interaction[self.ITEM_ID])
-        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
+        return super().predict(interaction)
 
     def best_scores(self, interaction, k):
         """See :meth:`recbole_flr.contracts.Recommender.best_scores`."""
@@ -390,16 +386,6 @@ class FLRMix(OnTrainingRows, SequentialRecommender, Thinker):
         return self._distribution(self.think(self.read_context(interaction)))
 
     # explanations
-
-    def explain(self, interaction):
-        """See :meth:`recbole_flr.contracts.Recommender.explain`."""
-        context = self.read_context(interaction)
-        state = self.think(context).state
-        return state.alpha, item_attention(state.attention, context.item, interaction[self.ITEM_SEQ].shape[1])
-
-    def factor_vectors(self, interaction):
-        """See :meth:`recbole_flr.contracts.Recommender.factor_vectors`."""
-        return self.think(self.read_context(interaction)).state.factors
 
     @torch.no_grad()
     def explain_items(self, interaction, items):

@@ -32,7 +32,7 @@ from recbole.model.layers import TransformerEncoder
 from recbole.utils import InputType
 from torch import nn
 
-from recbole_flr.contracts import LossPart, TargetScores, Thinker, total_loss
+from recbole_flr.contracts import ByFullRanking, LossPart, TargetScores, Thinker, total_loss
 from recbole_flr.distributed import from_first, gather_rows
 from recbole_flr.errors import ConfigError
 from recbole_flr.training.reinforcement import LatentGRPO
@@ -95,7 +95,7 @@ class CoreBlock(nn.Module):
         return Trajectory(steps)
 
 
-class LARES(SequentialRecommender, Thinker):
+class LARES(ByFullRanking, SequentialRecommender, Thinker):
     """A pre-block, and a core block that is iterated.
 
     Args:
@@ -213,10 +213,6 @@ class LARES(SequentialRecommender, Thinker):
     def full_sort_predict(self, interaction):
         """Scores of all items: [B, n]."""
         return self.scores(self.think(self.read_context(interaction)).embedding)
-
-    def predict(self, interaction):
-        """Scores of one item for each row: [B]."""
-        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
 
     def retrieval(self, interaction):
         """See :meth:`recbole_flr.contracts.Recommender.retrieval`. There is one query, the last thought."""

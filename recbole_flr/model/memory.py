@@ -46,7 +46,7 @@ class Memory:
         ids = histories.cpu().numpy()
         found = {}
         for name, table in self.tables.items():
-            votes = torch.from_numpy(table.votes(ids).toarray().astype(np.float32)).to(histories.device)  # a sparse astype sorts
+            votes = torch.from_numpy(table.votes(ids).toarray().astype(np.float32)).to(histories.device)  # astype of the sparse matrix would sort it first
             most = votes.amax(1, keepdim=True)
             found[name] = votes.div_(torch.where(most > 0, most, 1.0)).add_(FLOOR).log_()
         return found

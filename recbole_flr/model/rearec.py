@@ -9,9 +9,10 @@ of their own, which tell items and reasoning apart:
 
 - `erl`, ensemble reasoning learning. The user is the mean of r_0 ... r_K. The loss is its cross entropy minus `kl_weight` times the mean
   KL divergence between the item distributions of different steps, which keeps the steps different.
-- `prl`, progressive reasoning learning. The user is r_K. The loss is its cross entropy; plus that of every earlier step k with the
-  temperature tau * temperature_base^(K - k), which is sharper from step to step; plus a contrast (InfoNCE on the inner product): a step
-  whose inputs have noise belongs to the same step without it, and not to those of other rows.
+- `prl`, progressive reasoning learning. The user is r_K. The loss is its cross entropy; plus `progressive_weight` times the mean cross
+  entropy of the earlier steps k, with the temperature tau * temperature_base^(K - k), which is sharper from step to step; plus
+  `contrast_weight` times the mean of a contrast (InfoNCE on the inner product): a step whose inputs have noise belongs to the same
+  step without it, and not to those of other rows.
 
 Departures: a fed-back state passes SASRec's layer norm and dropout, as every input of RecBole's SASRec does. The noise is there from the
 first epoch on. In the contrast, rows with the same target are no negatives of each other. As in the published code, the second

@@ -197,6 +197,20 @@ def item_attention(attention, item, items):
     return shares.scatter_add(2, owner.unsqueeze(1).expand_as(attention), attention)
 
 
+class ByFactors:
+    """For models whose thought is refined by factors: what the factors looked at, and the factors. It stands first among the bases."""
+
+    def explain(self, interaction):
+        """See :meth:`recbole_flr.contracts.Recommender.explain`. The rest is the thought itself and the text around the titles."""
+        context = self.read_context(interaction)
+        state = self.think(context).state
+        return state.alpha, item_attention(state.attention, context.item, interaction[self.ITEM_SEQ].shape[1])
+
+    def factor_vectors(self, interaction):
+        """See :meth:`recbole_flr.contracts.Recommender.factor_vectors`."""
+        return self.think(self.read_context(interaction)).state.factors
+
+
 class Reasoner(nn.Module):
     """Refines one thought N times.
 

@@ -2,8 +2,8 @@
 equations are in `grpo.py`.
 
 The encoder is frozen. So the context of a prompt (its cache and hidden states) is computed once, without gradient. It serves all
-G members of the group, the old policy, the reference and the reward. The first step on a rollout computes the probabilities of
-the old policy and the rewards along with its own loss.
+G members of the group, the old policy, the reference and the reward. The first step on a rollout also computes the probabilities
+of the old policy and the rewards; with the ratio `token`, the pass of its own loss gives them.
 
 Shapes: B prompts, G members, T steps of the target (title tokens), D width.
 """

@@ -27,7 +27,8 @@ class Stage:
         validated: whether the model is validated in this stage. A stage that is not validated prepares the next one.
         starts_from_trained: whether the stage goes on from a trained model and must not make it worse: the model is validated
             before it, and the better weights are kept.
-        epochs, learning_rate, stopping_step, eval_step: as RecBole's options of these names.
+        epochs, learning_rate, stopping_step, eval_step: as RecBole's options of these names. (`grpo` is validated after each of its
+            epochs, unless `eval_step` is 0.)
         planned_epochs: `epochs`, or in a short trial those of the run that it is the beginning of.
         means: :class:`Means` of the loss and of what else the stage wants to be logged, over an epoch.
     """

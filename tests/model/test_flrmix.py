@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TINY, TINY_OPTIONS, write_dataset
 from helpers_counted import assert_runs_on_little_data
+from helpers_data import ranking_parts
 from recbole.data.interaction import Interaction
 from safetensors.torch import load_file, save_file
 
@@ -111,7 +112,7 @@ def test_each_part_can_be_switched_off(build, options):
     assert model.reasoner.num_refinements == options.get("num_refinements", 2)
     assert model.reasoner.attend_thought == options.get("attend_thought", True)
     memory = options.get("memory", ["transitions", "neighbors"])
-    assert set(model.ranking_parts(batch)) == {"mixture", REPEAT, *([memory] if isinstance(memory, str) else memory or [])}
+    assert set(ranking_parts(model, batch)) == {"mixture", REPEAT, *([memory] if isinstance(memory, str) else memory or [])}
 
 
 def test_neither_ids_nor_text(build):
@@ -389,7 +390,7 @@ def test_a_history_of_an_unknown_item(tmp_path):
     batch = Interaction({model.ITEM_SEQ: torch.zeros(1, 10, dtype=torch.long), model.ITEM_SEQ_LEN: torch.tensor([1])})
     batch[model.ITEM_SEQ][0, 0] = number
     with torch.no_grad():
-        parts = model.ranking_parts(batch)
+        parts = ranking_parts(model, batch)
     assert not model.vectors.known[number]
     assert all(len(parts[name].unique()) == 1 for name in ("transitions", "neighbors"))
     assert len(parts["mixture"][0, 1:].unique()) > 1 and parts["mixture"][:, 1:].isfinite().all()

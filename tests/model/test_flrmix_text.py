@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import TINY_LATENT, TINY_OPTIONS, assert_learns, draw_weights
+from helpers_data import ranking_parts
 
 import recbole_flr
 from recbole_flr.errors import ConfigError, DataError
@@ -100,7 +101,7 @@ def test_rank_both_by_hand(mix):
     model.ranking.weights["title"] = 0.7
     with torch.no_grad():
         scores = model.full_sort_predict(rows)
-        parts = model.ranking_parts(rows)
+        parts = ranking_parts(model, rows)
         thought = model.think(model.read_context(rows))
         for row in range(len(rows)):
             plain = sum(model.ranking.weights.get(name, 1.0) * part[row] for name, part in parts.items())

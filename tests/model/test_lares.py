@@ -4,17 +4,11 @@ import math
 
 import pytest
 import torch
-from recbole.data.interaction import Interaction
+from helpers_data import batch_of_histories
 
 from recbole_flr.errors import ConfigError
 from recbole_flr.model.lares import alignment
 from recbole_flr.training.reinforcement import LatentGRPO
-
-
-
-def rows_of(model, histories):
-    padded = torch.tensor([history + [0] * (model.max_seq_length - len(history)) for history in histories])
-    return Interaction({model.ITEM_SEQ: padded, model.ITEM_SEQ_LEN: torch.tensor([len(history) for history in histories])})
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
@@ -26,7 +20,7 @@ def test_scores_are_those_of_the_plain_loop(build, depth):
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
     histories = [[3, 5, 1], [2], [7, 7, 4, 9, 6, 1, 2]]
-    together = model.eval().full_sort_predict(rows_of(model, histories))
+    together = model.eval().full_sort_predict(batch_of_histories(model, histories))
     for number, history in enumerate(histories):
         size = len(history)
         causal = torch.full((size, size), -10_000.0).triu(1)[None, None]

@@ -4,17 +4,12 @@ import math
 
 import pytest
 import torch
-from recbole.data.interaction import Interaction
+from helpers_data import batch_of_histories
 
 from recbole_flr.errors import ConfigError
 from recbole_flr.model.rearec import progressive_loss, step_contrast, step_divergence
 
 STILL = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
-
-
-def rows_of(model, histories):
-    padded = torch.tensor([history + [0] * (model.max_seq_length - len(history)) for history in histories])
-    return Interaction({model.ITEM_SEQ: padded, model.ITEM_SEQ_LEN: torch.tensor([len(history) for history in histories])})
 
 
 def spread(model):
@@ -33,7 +28,7 @@ def test_scores_are_those_of_the_plain_loop(build, learning, num_steps):
     _, model, _ = build("ReaRec", learning=learning, num_steps=num_steps, temperature=0.7)
     spread(model)
     histories = [[3, 5, 1], [2], [7, 7, 4, 9, 6, 1, 2]]
-    together = model.full_sort_predict(rows_of(model, histories))
+    together = model.full_sort_predict(batch_of_histories(model, histories))
     for number, history in enumerate(histories):
         inputs = [model.item_embedding.weight[item] + model.position_embedding.weight[place] for place, item in enumerate(history)]
         states = []
