@@ -48,11 +48,21 @@ def columns_of(source, schemas, release="auto"):
         for name, columns in schemas.items()
         if release in ("auto", name)
     )
+    if source.format == "jsonl" and not source.fields and _begins_with(source, b"{'"):
+        raise DataError(
+            f"{source.path}: its lines are Python dictionaries, as in Amazon's release of 2014, and not JSON; rewrite them, for example with "
+            "python -c 'import ast, json, sys; [print(json.dumps(ast.literal_eval(line))) for line in sys.stdin]' < OLD > NEW"
+        )
     raise DataError(
         f"{source.path}: no valid line with the columns of Amazon's files. Expected {expected}; found "
         f"{listed(source.fields) or 'no JSON object in the first lines'}. For any other log, name its columns: --columns "
         "user=..,item=..,time=..,title=.."
     )
+
+
+def _begins_with(source, start):
+    with source.open() as stream:
+        return stream.read(len(start)) == start
 
 
 if __name__ == "__main__":

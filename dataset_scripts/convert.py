@@ -96,8 +96,8 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
         start, end: ISO dates (or date and time), UTC unless they have an offset; both belong to the window. None: no bound.
             Default: the published window for Amazon's files, no bound for others.
         k: the k of the k-core; 1 keeps everything.
-        min_items: move the start back until this many items remain; 0: keep the start. Default: 5000 for Amazon's files, 0 for
-            others.
+        min_items: move the start back until this many items remain; 0: keep the start. Default: 5000 for Amazon's files,
+            0 for others and without a start.
         step_months: months by which the start moves back each time.
         max_history: longest history of a sample, in items.
         ratios: shares of train, valid and test, for the split `ratio`.
@@ -122,7 +122,8 @@ def convert(reviews, name, out="dataset", *, meta=None, columns=None, meta_colum
     default = dict.fromkeys(amazon.PUBLISHED) | {"min_items": 0} if columns else amazon.PUBLISHED
     start = moment(default["start"] if start == "default" else start, "start")
     end = moment(default["end"] if end == "default" else end, "end")
-    min_items = default["min_items"] if min_items is None else min_items
+    if min_items is None:
+        min_items = default["min_items"] if start else 0  # without a start there is none to move back
     check_texts(name=name, out=out, time_format=time_format, columns=columns, meta_columns=meta_columns)
     check_options(name, start, end, k, min_items, step_months, max_history, ratios, split, time_unit, min_rating,
                   max_title_words, min_title_chars)  # fmt: skip

@@ -45,7 +45,7 @@ def parser(description):
     add("--end", default="default", help="end of the window, UTC, or none (default: 2018-11-01; with --columns none)")
     add("--k", type=int, default=5, help="k of the k-core (default: 5)")
     add("--min-items", type=int, help="move the start back until this many items remain; 0: never (default: 5000; with "
-        "--columns 0)")
+        "--columns or --start none 0)")
     add("--no-sliding", dest="min_items", action="store_const", const=0, help="do not move the start; the same as --min-items 0")
     add("--step-months", type=int, default=3, help="months by which the start moves back each time (default: 3)")
     add("--min-rating", type=float, help="drop reviews with a lower rating (default: keep all)")
@@ -134,7 +134,7 @@ def check_options(name, start, end, k, min_items, step_months, max_history, rati
         found = f"k {k}, step_months {step_months}, max_history {max_history}, min_items {min_items}"
         raise ConfigError(f"found {found}; expected at least 1 (for min_items at least 0)")
     if min_items and start is None:
-        raise ConfigError(f"min_items is {min_items}, but there is no start to move back; give --start, or leave out --min-items")
+        raise ConfigError(f"min_items is {min_items}, but there is no start to move back; give --start, or --min-items 0")
     if len(ratios) != 3 or min(ratios) < 0 or abs(sum(ratios) - 1) > 1e-9 or not all(map(math.isfinite, ratios)):
         raise ConfigError(f"ratios are {ratios}; expected three shares (train, valid, test) that add up to 1")
     if split not in SPLITS:

@@ -184,7 +184,9 @@ def check_sizes(config, dataset):
     longest = max(_as_list(config["topk"]))
     ranked = [name for name in _as_list(config["metrics"]) if name.lower() not in WITHOUT_CUTOFF]
     if ranked and longest > items:
-        raise ConfigError(f"topk: found {longest}, expected at most {items}, the number of items of {config['dataset']!r}")
+        name = config["valid_metric"].partition("@")[0]
+        raise ConfigError(f"topk: found {longest}, expected at most {items}, the number of items of {config['dataset']!r}; say "
+                          f"--topk={items} --valid_metric={name}@{items}, or less")
     fewest = min(items, dataset.user_num - 1)
     if config["model"] == "NCL" and config["num_clusters"] > fewest:
         raise ConfigError(

@@ -47,6 +47,17 @@ def header(path, separator="\t", encoding="utf-8"):
         return _parse_header(path, next(lines, ""), separator)
 
 
+def guess_separator(path, encoding="utf-8"):
+    """The separator of an atomic file with several columns, as its header shows it: a tab or one of `,;|` and a blank; else None."""
+    with _lines(path, encoding) as lines:
+        line = next(lines, "")
+    for separator in "\t,;| ":
+        fields = line.split(separator)
+        if len(fields) > 1 and all(re.fullmatch(r"[^:]+:(token|float)(_seq)?", field) for field in fields):
+            return separator
+    return None
+
+
 def read_columns(path, fields, separator="\t", encoding="utf-8"):
     """Reads columns of an atomic file as text: no quoting, no missing values, nothing stripped or converted.
 

@@ -15,7 +15,7 @@ import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import ModelType
 
-from recbole_flr.data.atomic import header, read_columns, unescape
+from recbole_flr.data.atomic import guess_separator, header, read_columns, unescape
 from recbole_flr.data.datasets import verbatim_reader
 from recbole_flr.errors import DataError, first_line
 
@@ -91,7 +91,24 @@ def check_columns(config):
         missing = [f"{field!r} {meaning}" for field, meaning in fields.items() if field not in columns]
         if missing:
             raise DataError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(columns)}; "
-                            "say which of them is meant with --OPTION=COLUMN")
+                            + _cure(config, path, [field for field in fields if field not in columns]))
+
+
+def _cure(config, path, missing):
+    """What to do about missing columns, as the end of a message."""
+    separator = guess_separator(path, config["encoding"] or "utf-8")
+    if separator not in (None, config["field_separator"]):
+        shown = "a tab" if separator == "\t" else repr(separator)
+        return f"the columns of this file seem to be separated by {shown}: say --field_separator={separator!r}"
+    if config["benchmark_filename"] and missing == [history_field(config)]:
+        return ("a sequential model reads split files with one row for each target, and the items before it, separated by blanks, in "
+                f"{missing[0]}:token_seq; RecBole makes such rows itself from one file {config['dataset']}.inter with all interactions, "
+                "if the split files are not there")
+    cure = "say which of them is meant with --OPTION=COLUMN"
+    if missing == [config["TIME_FIELD"]]:
+        cure += (", or, if the file is in the order of time, add a column with the numbers of the lines, "
+                 f"{config['TIME_FIELD'] or 'timestamp'}:float: the order of the interactions counts")
+    return cure
 
 
 def history_field(config):
@@ -126,9 +143,14 @@ def load_dataset(config, create=True):
         if longest > limit:
             raise DataError(
                 f"data set {config['dataset']!r}: found a history of {longest} items, expected at most "
-                f"MAX_ITEM_LIST_LENGTH = {limit}; convert again with --max-history {limit}, or raise the option"
+                f"MAX_ITEM_LIST_LENGTH = {limit}; raise the option, or cut the histories (dataset_scripts.convert: --max-history {limit})"
             )
         config["MAX_ITEM_LIST_LENGTH"] = longest
+    elif config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+        times = dataset.inter_feat[config["TIME_FIELD"]]
+        if len(times) > 1 and times.min() == times.max():
+            getLogger().warning(f"All interactions have the same time ({config['TIME_FIELD']}), so those of a user are taken in the "
+                                "order of the file")
     config["data_fingerprint"] = fingerprint(dataset)
     return dataset
 
@@ -148,13 +170,18 @@ def split(config, dataset):
         DataError: the options or the data are not what RecBole can split.
     """
     sizes = [config[name] for name in ("train_rows", "valid_rows", "test_rows")]
-    if any(sizes):
-        build = dataset.build
+    build = dataset.build
 
-        def build_sampled():
-            return [part if size is None else sample_rows(part, size, config["rows_seed"]) for part, size in zip(build(), sizes)]
+    def build_checked():
+        parts = build()
+        if not len(parts[0]):
+            raise DataError(f"data set {config['dataset']!r}: there are no training rows. A row of a sequential model is a target and the "
+                            "items before it, and without split files the last two targets of a user are for validation and test, so "
+                            "some users need at least four interactions; found fewer. Is the user in the column "
+                            f"{config['USER_ID_FIELD']!r} (USER_ID_FIELD)?")
+        return [part if size is None else sample_rows(part, size, config["rows_seed"]) for part, size in zip(parts, sizes)]
 
-        dataset.build = build_sampled  # RecBole's data_preparation calls it
+    dataset.build = build_checked  # RecBole's data_preparation calls it
     with _one_line(config):
         return data_preparation(config, dataset)
 

@@ -181,6 +181,8 @@ WRONG = {
     "no item": ("user_id:token\tiid:token\ttimestamp:float",
                 r"no column 'item_id' \(ITEM_ID_FIELD\).*user_id, iid, timestamp"),
     "no time": ("user_id:token\titem_id:token\twhen:float", r"no column 'timestamp' \(TIME_FIELD\)"),
+    "no time at all": ("user_id:token\titem_id:token\tstars:float", r"add a column with the numbers of the lines, timestamp:float"),
+    "commas": ("user_id:token,item_id:token,timestamp:float", r"separated by ',': say --field_separator=','"),
     "no types": ("user_id\titem_id\ttimestamp", "name:type"),
     "no such type": ("user_id:token\titem_id:token\ttimestamp:date", "date"),
 }
@@ -207,8 +209,24 @@ def test_a_time_that_is_no_number_is_a_data_error(tmp_path):
 
 def test_a_split_file_without_history_is_a_data_error(tmp_path):
     write_split(tmp_path, PARTS, header=HISTORY_HEADER.replace("item_id_list", "history"))
-    with pytest.raises(DataError, match=r"no column 'item_id_list' \(the history"):
+    with pytest.raises(DataError, match=r"no column 'item_id_list' \(the history.*one row for each target, and the items before it"):
         load(tmp_path, **BENCHMARK)
+
+
+def test_users_with_one_interaction_each_are_a_data_error(tmp_path):
+    write_set(tmp_path, {f"u{user}": [f"i{user % 3}"] for user in range(9)})
+    config = make_config(tmp_path)
+    with pytest.raises(DataError, match="no training rows.*some users need at least four interactions"):
+        split(config, load_dataset(config))
+
+
+@pytest.mark.parametrize("times, warned", [([7, 7, 7, 7, 7], True), ([7, 7, 7, 7, 8], False)])
+def test_equal_times_are_said(tmp_path, caplog, times, warned):
+    lines = [f"u{user}\ti{(user + place) % 6}\t{time}" for user in range(3) for place, time in enumerate(times)]
+    write(tmp_path / "mini", "mini.inter", [INTER_HEADER, *lines])
+    caplog.set_level("WARNING")
+    load(tmp_path)
+    assert ("the order of the file" in caplog.text) == warned
 
 
 def test_no_rows_is_a_data_error(tmp_path):

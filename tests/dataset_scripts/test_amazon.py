@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from helpers_convert import write
 
 from dataset_scripts.amazon import METADATA, PUBLISHED, REVIEWS, columns_of
-from dataset_scripts.sources import Source
+from dataset_scripts.sources import Source, recognise
 from recbole_flr.errors import DataError
 
 
@@ -44,11 +45,11 @@ def test_metadata_need_item_and_title():
         columns_of(source("asin"), METADATA)
 
 
-def test_another_release_than_was_said():
+def test_another_release_than_was_said(tmp_path):
     with pytest.raises(DataError, match="reviews.json: .* Expected user_id, parent_asin, timestamp, rating .amazon-2023.; found"):
         columns_of(source(*REVIEWS["amazon-2018"].values()), REVIEWS, "amazon-2023")
     with pytest.raises(DataError, match="no JSON object in the first lines"):
-        columns_of(source(), REVIEWS)
+        columns_of(recognise(write(tmp_path / "reviews.json", b"{\n}\n"), "jsonl"), REVIEWS)
 
 
 def test_roles_of_both_releases_are_the_same():

@@ -67,6 +67,12 @@ def test_windows(tmp_path, options, kept):
     assert (report["kept"], report["outside_window"]) == (2 * kept, 72 - 2 * kept)
 
 
+def test_without_a_start_no_number_of_items_is_wanted(tmp_path):
+    """Amazon's default asks for 5,000 items, for which the start moves back."""
+    reviews, meta = simple(tmp_path)
+    assert convert(reviews, "t", tmp_path / "out", meta=meta, start="none", k=1)["kept"] == 36
+
+
 def test_without_bounds_everything_is_inside(tmp_path):
     rows = [
         {**row, "bought": moment} for row, moment in zip(shop(), [1, 10**6, 10**8, 10**9, 1_600_000_000, 1_700_000_000] * 6)

@@ -33,7 +33,7 @@ NO_LOGS = {  # what the file is -> content, message
     "no object": (b"1\n[2]\n\"three\"\nnull\n", "no valid line with the columns of Amazon's files.* name its columns: --columns"),
     "other keys": (json_lines(shop()),
                    "found customer, sku, bought, product. For any other log, name its columns: --columns user=..,"),
-    "the release of 2014": (GOOD.replace(b'"', b"'"), "no valid line with the columns of Amazon's files"),
+    "the release of 2014": (GOOD.replace(b'"', b"'"), "Python dictionaries, as in Amazon's release of 2014, and not JSON; rewrite them"),
     "UTF-16": (GOOD.decode().encode("utf-16"),
                "is UTF-16 text; expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8 reviews > new_file"),
     "UTF-16 without mark": (GOOD.decode().encode("utf-16-le"), "is UTF-16 text"),
