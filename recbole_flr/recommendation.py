@@ -31,6 +31,8 @@ def resolve_items(dataset, catalog, history, unknown=None):
     by_token = dataset.field2token_id[dataset.iid_field]
     items = []
     for entry in history:
+        if not str(entry).strip():
+            raise DataError("history: found an empty entry; expected item ids or titles")
         item = by_token.get(str(entry)) or catalog.item_of.get(str(entry))
         if not item and unknown is not None:
             unknown.append(str(entry))

@@ -72,6 +72,8 @@ def test_shared_titles_resolve_to_the_first(run):
     _, model, dataset, *_ = recbole_flr.load_data_and_model(run)
     first, second = resolve_items(dataset, model.catalog, ["Blue Castle Set", "Blue Castle Set (2)"])
     assert first != second and model.catalog.titles[first] == model.catalog.titles[second]
+    with pytest.raises(DataError, match="history: found an empty entry"):
+        resolve_items(dataset, model.catalog, ["Blue Castle Set", " "])
 
 
 def test_recommend_command(run, capsys):
