@@ -3,7 +3,7 @@
     python -m benchmarks.popularity --dataset=toys_demo
 
 An item's score is how often it is a target in the training rows. Ranks, masks and metrics are those of RecBole for a sequential
-model. (RecBole's own Pop is a general model, which is evaluated in another way.)
+model. (RecBole's own Pop is a general model, which is evaluated in another way.) The options are those of a run.
 """
 
 import sys
@@ -16,6 +16,7 @@ from recbole_flr.command import parse_arguments
 from recbole_flr.config import Config
 from recbole_flr.data.catalog import Catalog, training_popularity
 from recbole_flr.data.loading import load_dataset, split
+from recbole_flr.exit_status import one_line
 from recbole_flr.trainer import with_safe_checkpoints
 
 
@@ -37,6 +38,8 @@ def main(arguments):
     """Print the results of validation and test. Returns those of the test."""
     from recbole.trainer import Trainer
 
+    if "--help" in arguments:
+        return print(__doc__)
     options = {"dataset": "toys_demo", "state": "ERROR", "eval_batch_size": "512", **parse_arguments(arguments)}
     config = Config(Popularity, options.pop("dataset"), config_dict=options)
     dataset = load_dataset(config)
@@ -51,4 +54,6 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with one_line("benchmarks.popularity") as status:
+        main(sys.argv[1:])
+    sys.exit(status.code)
