@@ -103,7 +103,7 @@ def find_model(name, option="backbone"):
         return name
     folder = cache_folder() / name
     if not is_converted(folder, PACKAGES[name]):
-        getLogger().info(f"Converting {name} once, which takes about a minute")
+        getLogger().info(f"Converting {name} once, which takes half a minute or more")
         PACKAGES[name].path(option)  # says what is missing
         convert(PACKAGES[name], folder)
     return str(folder)
