@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import grpo as benchmark
-from recbole_flr.model import titles, writer
+from recbole_flr.model import title_scores, writer
 
 TINY = ["--hidden=32", "--layers=1", "--prompt=20", "--target=4", "--group-size=3", "--batch=2", "--repeats=1", "--items=5",
         "--vocabulary=60"]
@@ -53,7 +53,7 @@ BREAKS = {
     "padding is seen": with_members(lambda context, thoughts: (replace(context, mask=context.mask | True), thoughts)),
     "no gradient through the members": with_members(lambda context, thoughts: (context, thoughts.detach())),
     "members without noise": with_members(lambda context, thoughts: (context, thoughts[:, :1].expand_as(thoughts))),
-    "exact match": lambda patch: patch.setattr(titles, "best_children", partial(_worst_children, titles.best_children)),
+    "exact match": lambda patch: patch.setattr(title_scores, "best_children", partial(_worst_children, title_scores.best_children)),
     "other noise": with_shared(lambda stage, batch: torch.manual_seed(25)),
     "no reference": with_shared(lambda stage, batch: setattr(stage, "reference", stage.model.reasoner)),
     "one refinement": with_repeated("think", lambda think, lm, reasoner, *text: think(lm, _once(reasoner), *text)),
