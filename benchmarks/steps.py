@@ -52,6 +52,7 @@ def versions_of(name, dataset, options, anomaly):
     steps = {f"{name} step": step}
     if anomaly:
         steps[f"{name} step, anomaly detection"] = lambda: step(True)
+
     def evaluate():
         trainer.evaluate(valid, load_best_model=False)
 

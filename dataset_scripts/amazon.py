@@ -50,7 +50,7 @@ def columns_of(source, schemas, release="auto"):
     )
     if source.format == "jsonl" and not source.fields and _begins_with(source, b"{'"):
         raise DataError(
-            f"{source.path}: its lines are Python dictionaries, as in Amazon's release of 2014, and not JSON; rewrite them, for example with "
+            f"{source.path}: its lines are Python dictionaries, as in Amazon's release of 2014, and not JSON; rewrite them with "
             "python -c 'import ast, json, sys; [print(json.dumps(ast.literal_eval(line))) for line in sys.stdin]' < OLD > NEW"
         )
     raise DataError(

@@ -42,7 +42,7 @@ def launch(config, function, *arguments):
     from torch import multiprocessing
     from torch.distributed import TCPStore
 
-    count, world = config["nproc"], processes.planned(config)
+    count, world = config["nproc"], processes.asked_for(config)
     is_first = config["group_offset"] == 0
     port = config["port"] or _free_port()
     try:  # here and not in the process with rank 0, so that it outlives each of them

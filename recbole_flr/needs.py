@@ -11,7 +11,7 @@ from pathlib import Path
 from recbole.utils import ModelType
 
 from recbole_flr.errors import ConfigError, DataError
-from recbole_flr.processes import world_size
+from recbole_flr.processes import asked_for, world_size
 from recbole_flr.protocol import WITHOUT_CUTOFF
 
 FEATURE_MODELS = ("FDSA", "GRU4RecF", "SASRecF")  # sequential models that read features of the items
@@ -40,7 +40,7 @@ def check_processes(options):
         ConfigError: says which one, and what is expected.
     """
     count, offset = options["nproc"], options["group_offset"]
-    world = options["world_size"] if options["world_size"] not in (None, -1) else count
+    world = asked_for(options)
     if world_size() > 1 and (count > 1 or world > 1):
         if world_size() != world or count != int(os.environ.get("LOCAL_WORLD_SIZE") or count):
             raise ConfigError(f"nproc, world_size: found {count} and {world}, but a launcher such as torchrun has started "
@@ -184,9 +184,10 @@ def check_sizes(config, dataset):
     longest = max(_as_list(config["topk"]))
     ranked = [name for name in _as_list(config["metrics"]) if name.lower() not in WITHOUT_CUTOFF]
     if ranked and longest > items:
-        name = config["valid_metric"].partition("@")[0]
+        name, at, _ = config["valid_metric"].partition("@")
+        metric = f" --valid_metric={name}@{items}" if at else ""
         raise ConfigError(f"topk: found {longest}, expected at most {items}, the number of items of {config['dataset']!r}; say "
-                          f"--topk={items} --valid_metric={name}@{items}, or less")
+                          f"--topk={items}{metric}")
     fewest = min(items, dataset.user_num - 1)
     if config["model"] == "NCL" and config["num_clusters"] > fewest:
         raise ConfigError(

@@ -34,11 +34,14 @@ def world_size():
     return _number("WORLD_SIZE", "1")
 
 
+def asked_for(options):
+    """How many processes the options ask for on all machines: `world_size`, or `nproc` if that is null, or -1 as in RecBole."""
+    return options["nproc"] if options["world_size"] in (None, -1) else options["world_size"]
+
+
 def planned(config):
     """On how many processes a run works, on all machines together: those there are, or those that it will start."""
-    if world_size() > 1:
-        return world_size()
-    return config["world_size"] if (config["world_size"] or -1) > 0 else config["nproc"]  # RecBole's default is -1
+    return world_size() if world_size() > 1 else asked_for(config)
 
 
 def rank():

@@ -151,9 +151,9 @@ def recommend(checkpoint, history, k=10, config_dict=None, as_text=False):
     Returns:
         dict with ``items``: [{item, title, score}], best first, where score is the title's log-probability (models that write no
         title: their score), and ``factors``: [{weight, history: [{item, title, attention}], rest}], one for each factor of the
-        last refinement (empty for models that do not say what they looked at, such as SASRec and LARES). The weights add up to 1. So do the attentions of a factor and its
-        ``rest``, which is what it attended to besides the items: the thought itself, and the text around the titles. If the model
-        can say where a score comes from (FLRMix), an item also has
+        last refinement (empty for models that do not say what they looked at, such as SASRec and LARES). The weights add up to 1.
+        So do the attentions of a factor and its ``rest``, which is what it attended to besides the items: the thought itself, and
+        the text around the titles. If the model can say where a score comes from (FLRMix), an item also has
         ``parts``: {name: summand of the score}, and ``after``: [{item, title, share}], the items of the history near which it stood
         in the training rows. If the model writes its reasoning (CoT), the answer also has ``thought``, a text.
 

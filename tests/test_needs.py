@@ -128,7 +128,7 @@ def test_a_data_set_with_one_item_is_refused_before_the_training(tmp_path, capsy
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"topk": [5, 12]}, r"topk: found 12, expected at most 11, .*--topk=11 --valid_metric=NDCG@11"),
+        ({"topk": [5, 12]}, r"topk: found 12, expected at most 11, .*--topk=11 --valid_metric=NDCG@11$"),
         ({"model": "NCL", "num_clusters": 9}, "num_clusters: found 9, expected at most 8"),
         ({"model": "SASRecCPR", "reranker_CAN_NUM": "100,20"}, "reranker_CAN_NUM: found 100, expected at most 11"),
     ],

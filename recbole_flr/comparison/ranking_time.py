@@ -19,8 +19,8 @@ def measure(folder, data_path=None):
         data_path: where the data sets are, if they have moved.
 
     Returns:
-        dict: `users`, `batch`, `beams` (None for a model that ranks without beams) and `seconds`, a list of the times of TIMES passes. One
-        batch is ranked before, so that what is built on first use does not count.
+        dict: `users`, `batch`, `beams` (None for a model that ranks without beams) and `seconds`, a list of the times of TIMES
+        passes. One batch is ranked before, so that what is built on first use does not count.
     """
     changes = {"state": "ERROR", "show_progress": False, **({"data_path": data_path} if data_path else {})}
     options = read_run(folder).options

@@ -78,7 +78,8 @@ def summarise(rows, failures=(), reference=None):
     check_same_data(runs)
     metric = runs[0].main_metric
     metrics = [name for name in runs[0].test if all(name in run.test for run in runs)]
-    means = {row.label: {name: mean_and_deviation([_value(run, name) for run in row.runs]) for name in metrics} for row in rows}
+    test = {run.folder: {name: _value(run, name) for name in metrics} for run in runs}
+    means = {row.label: {name: mean_and_deviation([test[run.folder][name] for run in row.runs]) for name in metrics} for row in rows}
     valid = {
         row.label: mean_and_deviation([run.valid[metric] for run in row.runs])
         if all(run.valid and metric in run.valid for run in row.runs)
@@ -91,9 +92,7 @@ def summarise(rows, failures=(), reference=None):
     if chosen is not None:
 
         def values(row, name):
-            if name != metric:
-                return {run.seed: (_value(run, name), None) for run in row.runs}
-            return {run.seed: (_value(run, name), per_row[run.folder]) for run in row.runs}
+            return {run.seed: (test[run.folder][name], per_row[run.folder] if name == metric else None) for run in row.runs}
 
         other = next(row for row in rows if row.label == chosen)
         for name in metrics:

@@ -98,12 +98,13 @@ def _cure(config, path, missing):
     """What to do about missing columns, as the end of a message."""
     separator = guess_separator(path, config["encoding"] or "utf-8")
     if separator not in (None, config["field_separator"]):
-        shown = "a tab" if separator == "\t" else repr(separator)
-        return f"the columns of this file seem to be separated by {shown}: say --field_separator={separator!r}"
+        if separator == "\t":
+            return "the columns of this file seem to be separated by a tab: leave out field_separator, whose default that is"
+        return f"the columns of this file seem to be separated by {separator!r}: say --field_separator={separator!r}"
     if config["benchmark_filename"] and missing == [history_field(config)]:
-        return ("a sequential model reads split files with one row for each target, and the items before it, separated by blanks, in "
-                f"{missing[0]}:token_seq; RecBole makes such rows itself from one file {config['dataset']}.inter with all interactions, "
-                "if the split files are not there")
+        return ("a sequential model reads split files with one row for each target, and the items before it, separated by blanks, "
+                f"in {missing[0]}:token_seq. Without split files, RecBole makes such rows itself from {config['dataset']}.inter, a "
+                "file with all interactions")
     cure = "say which of them is meant with --OPTION=COLUMN"
     if missing == [config["TIME_FIELD"]]:
         cure += (", or, if the file is in the order of time, add a column with the numbers of the lines, "
@@ -143,14 +144,15 @@ def load_dataset(config, create=True):
         if longest > limit:
             raise DataError(
                 f"data set {config['dataset']!r}: found a history of {longest} items, expected at most "
-                f"MAX_ITEM_LIST_LENGTH = {limit}; raise the option, or cut the histories (dataset_scripts.convert: --max-history {limit})"
+                f"MAX_ITEM_LIST_LENGTH = {limit}; raise the option, or cut the histories "
+                f"(dataset_scripts.convert: --max-history {limit})"
             )
         config["MAX_ITEM_LIST_LENGTH"] = longest
     elif config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
         times = dataset.inter_feat[config["TIME_FIELD"]]
         if len(times) > 1 and times.min() == times.max():
-            getLogger().warning(f"All interactions have the same time ({config['TIME_FIELD']}), so those of a user are taken in the "
-                                "order of the file")
+            getLogger().warning(f"All interactions have the same time ({config['TIME_FIELD']}), so those of a user are taken in "
+                                "the order of the file")
     config["data_fingerprint"] = fingerprint(dataset)
     return dataset
 
@@ -175,10 +177,12 @@ def split(config, dataset):
     def build_checked():
         parts = build()
         if not len(parts[0]):
-            raise DataError(f"data set {config['dataset']!r}: there are no training rows. A row of a sequential model is a target and the "
-                            "items before it, and without split files the last two targets of a user are for validation and test, so "
-                            "some users need at least four interactions; found fewer. Is the user in the column "
-                            f"{config['USER_ID_FIELD']!r} (USER_ID_FIELD)?")
+            cause = "" if config["benchmark_filename"] or config["MODEL_TYPE"] != ModelType.SEQUENTIAL else (
+                ". A row of a sequential model is a target and the items before it, and the last two targets of a user are for "
+                "validation and test, so some users need at least four interactions; found fewer. Is the user in the column "
+                f"{config['USER_ID_FIELD']!r} (USER_ID_FIELD)?"
+            )
+            raise DataError(f"data set {config['dataset']!r}: there are no training rows{cause}")
         return [part if size is None else sample_rows(part, size, config["rows_seed"]) for part, size in zip(parts, sizes)]
 
     dataset.build = build_checked  # RecBole's data_preparation calls it

@@ -46,7 +46,8 @@ class Memory:
         ids = histories.cpu().numpy()
         found = {}
         for name, table in self.tables.items():
-            votes = torch.from_numpy(table.votes(ids).toarray().astype(np.float32)).to(histories.device)  # astype of the sparse matrix would sort it first
+            dense = table.votes(ids).toarray().astype(np.float32)  # in this order: astype of a sparse matrix would sort it first
+            votes = torch.from_numpy(dense).to(histories.device)
             most = votes.amax(1, keepdim=True)
             found[name] = votes.div_(torch.where(most > 0, most, 1.0)).add_(FLOOR).log_()
         return found

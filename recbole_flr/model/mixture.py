@@ -94,7 +94,7 @@ def log_probs(queries, log_weights, vectors):
         [..., n]; -inf for item 0.
     """
     total = None
-    for query, weight in zip(queries.unbind(-2), log_weights.unbind(-1)):  # one factor at a time: all at once would take K times the memory
+    for query, weight in zip(queries.unbind(-2), log_weights.unbind(-1)):  # all factors at once would take K times the memory
         part, weight = (query @ vectors[1:].T).softmax(-1), weight.exp().unsqueeze(-1)
         total = part * weight if total is None else torch.addcmul(total, part, weight)  # one pass over the items, not two
     total = total.clamp_min(torch.finfo(total.dtype).tiny)  # so that no item has a probability of 0

@@ -198,7 +198,10 @@ def item_attention(attention, item, items):
 
 
 class ByFactors:
-    """For models whose thought is refined by factors: what the factors looked at, and the factors. It stands first among the bases."""
+    """For models whose thought is refined by factors: what the factors looked at, and the factors.
+
+    It stands before :class:`recbole_flr.contracts.Recommender` among the bases.
+    """
 
     def explain(self, interaction):
         """See :meth:`recbole_flr.contracts.Recommender.explain`. The rest is the thought itself and the text around the titles."""
