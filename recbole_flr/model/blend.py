@@ -1,6 +1,6 @@
 """How a ranking is put together from several log-scores, and how their weights are chosen on validation rows.
 
-    score(i) = log p(i) + sum over tables t of w_t log(FLOOR + v_t(i)) + w_repeat [i is in the history]
+    score(i) = log p(i) + sum over tables t of w_t log(1 + v_t(i) / FLOOR) + w_repeat [i is in the history]
 
 Cross entropy gives the memory less weight than the ranking wants. So the weights are not trained. They are chosen on validation
 rows by a coordinate search for the best NDCG, at the cut-off max(topk).

@@ -12,7 +12,7 @@ from recbole_flr.model.neighbors import Neighbors
 from recbole_flr.model.transitions import Transitions
 
 TABLES = ("transitions", "neighbors")
-FLOOR = 3e-3  # added to votes of at most 1: an item without a vote is not impossible
+FLOOR = 3e-3  # share of the most votes that an item without a vote is given: it is not impossible
 
 
 class Memory:
@@ -40,8 +40,8 @@ class Memory:
             histories: [B, L] item ids.
 
         Returns:
-            dict, name -> [B, n] float32: log(FLOOR + v), where v is the votes of an item divided by the most votes of any item.
-            A table that knows no item of a history says the same about all items.
+            dict, name -> [B, n] float32: log(1 + v / FLOOR), where v is the votes of an item divided by the most votes of any
+            item. It is 0 for an item without votes, so for all items if the table knows no item of a history.
         """
         ids = histories.cpu().numpy()
         found = {}
@@ -49,7 +49,7 @@ class Memory:
             dense = table.votes(ids).toarray().astype(np.float32)  # in this order: astype of a sparse matrix would sort it first
             votes = torch.from_numpy(dense).to(histories.device)
             most = votes.amax(1, keepdim=True)
-            found[name] = votes.div_(torch.where(most > 0, most, 1.0)).add_(FLOOR).log_()
+            found[name] = votes.div_(torch.where(most > 0, most * FLOOR, 1.0)).add_(1).log_()
         return found
 
     def voters(self, history, items, weights):
