@@ -66,6 +66,22 @@ def test_one_factor_is_plain_single_query_attention():
     assert terms["diversity"] == 0 and abs(terms["orthogonality"].item()) < 1e-12 and terms["sparsity"] == 0
 
 
+def test_the_thought_is_the_sum_of_the_factors_weighted_by_the_gate():
+    """Eq. 4 with loops: alpha = softmax(W_2 gelu(W_1 [F_1; ...; F_K] + b_1) + b_2) and z = sum of alpha_k F_k."""
+    torch.manual_seed(4)
+    step = f.FactorStep(4, 3).double()
+    hidden, mask = torch.randn(2, 5, 4, dtype=torch.float64), torch.ones(2, 5, dtype=torch.bool)
+    state = step(step.scores(hidden, torch.arange(5).expand(2, -1)), hidden[:, :-1], hidden[:, -1:], mask)
+    first, _, second = step.gate.mlp
+    for row in range(2):
+        inner = first.weight @ torch.cat(list(state.factors[row])) + first.bias
+        inner = inner * (1 + torch.erf(inner / math.sqrt(2))) / 2
+        alpha = softmax((second.weight @ inner + second.bias).tolist())
+        assert max(alpha) - min(alpha) > 0.01
+        assert state.alpha[row].tolist() == pytest.approx(alpha)
+        torch.testing.assert_close(state.thought[row], sum(weight * factor for weight, factor in zip(alpha, state.factors[row])))
+
+
 def test_rotation_depends_on_distance_only():
     torch.manual_seed(2)
     query, key = torch.randn(2, 1, 1, 8, dtype=torch.float64)

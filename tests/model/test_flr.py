@@ -1,5 +1,7 @@
 """FLR as a RecBole model: which parameters get a gradient, every option, the parts of its loss, what `explain` returns."""
 
+import math
+
 import pytest
 import torch
 from conftest import assert_learns
@@ -54,6 +56,19 @@ def test_switched_off_regularisers_do_not_count(build):
         one = loss_of(*build(**base, **{**off, f"{name}_loss": True})[1:]).item()
         assert one - plain == pytest.approx(terms[name], rel=1e-4)
     assert model.calculate_loss(batch).item() - plain == pytest.approx(sum(terms.values()), rel=1e-4)
+
+
+def test_the_balance_of_the_gate_counts_with_its_weight(build):
+    _, model, loaders = build(embedding_dropout=0.0, gate_balance=0.3)
+    batch = next(iter(loaders[0]))
+    mean = model.think(model.read_context(batch)).state.alpha.mean(0).tolist()
+    gain = model.calculate_loss(batch) - build(embedding_dropout=0.0)[1].calculate_loss(batch)
+    assert gain.item() == pytest.approx(0.3 * sum(m * math.log(m) for m in mean), rel=1e-4)
+
+
+def test_the_first_thought_is_the_embedding_of_its_token(build):
+    model = build()[1]
+    assert torch.equal(model.reasoner.initial, model.backbone.lm.get_input_embeddings().weight[model.backbone.thought_id])
 
 
 def test_gradient_checkpointing_changes_memory_only(build):

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 import recbole_flr
 from recbole_flr.command import recommend_main
 from recbole_flr.errors import CheckpointError, ConfigError
-from recbole_flr.model import flrmix
+from recbole_flr.model import blend, flrmix
 from recbole_flr.model.blend import REPEAT
+from recbole_flr.model.flrmix import FLRMix
 from recbole_flr.training.mixture import MixtureTraining
 
 ALONE = {"memory": None, "fit_weights": False, "repeat_weight": 0.0}  # the mixture ranks without anything else
@@ -142,9 +143,46 @@ def test_the_gate_is_asked_to_decide_in_the_second_half(build):
     assert "sharpness" in stage.losses(batch_of(loaders))
 
 
-def test_the_weights_are_chosen_on_the_validation_rows(build):
-    """Never worse there than the weights that were given; other weights than these; and a checkpoint has them."""
-    _, model, loaders = build("FLRMix")
+def test_the_regularisers_and_the_gate_count_with_their_weights(build):
+    _, model, loaders = build("FLRMix", orthogonality_weight=0.3, diversity_weight=0.7, gate_balance=0.5)
+    batch = batch_of(loaders)
+    thought = model.think(model.read_context(batch))
+    alpha, terms = thought.state.alpha.tolist(), thought.state.regularisers()
+    mean = [sum(row[k] for row in alpha) / len(alpha) for k in range(3)]
+    entropy = -sum(a * math.log(a) for row in alpha for a in row) / len(alpha)
+    model.sharpness = 0.25
+    found = {name: part.weighted.item() for name, part in model.own_losses(thought, batch[model.POS_ITEM_ID]).items()}
+    assert found == pytest.approx({
+        "orthogonality": 0.3 * terms["orthogonality"].item(), "diversity": 0.7 * terms["diversity"].item(),
+        "balance": 0.5 * sum(m * math.log(m) for m in mean), "sharpness": 0.5 * 0.25 * entropy,
+    })
+
+
+def test_the_tables_of_the_memory_are_those_of_the_models_that_only_count(build):
+    shared = {"forward_decay": 0.6, "row_power": 0.7, "column_power": 0.3, "recency_decay": 0.5}
+    near = {"num_neighbors": 3, "sample_size": 12, "order_decay": 0.9}
+    _, model, loaders = build("FLRMix", **shared, **near, backward_weight=0.4, neighbor_backward_weight=0.2)
+    rules = build("SequentialRules", **shared, backward_weight=0.4, repeat_weight=1.0)[1]
+    users = build("VSKNN", **near, backward_weight=0.2, repeat_weight=1.0, similarity="dot", weighting="harmonic",
+                  score_weighting="same")[1]
+    batch = batch_of(loaders)
+    for name, other in (("transitions", rules), ("neighbors", users)):
+        votes = model.memory.tables[name].votes(batch[model.ITEM_SEQ].numpy()).toarray()
+        torch.testing.assert_close(torch.from_numpy(votes).float(), other.full_sort_predict(batch))
+        assert votes.any()
+
+
+def test_an_item_of_a_history_has_an_id_vector_even_if_it_is_never_a_target(build):
+    config, model, loaders = build("FLRMix")
+    dataset = loaders[0]._dataset
+    dataset.inter_feat[model.ITEM_ID][:], dataset.inter_feat[model.ITEM_SEQ][:] = 1, 2
+    assert FLRMix(config, dataset).vectors.known.squeeze(1).nonzero().flatten().tolist() == [1, 2]
+
+
+def test_the_weights_are_chosen_on_the_validation_rows(build, monkeypatch):
+    """No other value of one weight is better there, and a checkpoint has the weights."""
+    monkeypatch.setattr(blend, "SWEEPS", 50)  # until nothing improves
+    _, model, loaders = build("FLRMix", transitions_weight=0.01, neighbors_weight=0.01)
     given = dict(model.ranking.weights)
     model.before_validation(loaders[1])
     chosen = dict(model.ranking.weights)
@@ -162,7 +200,11 @@ def test_the_weights_are_chosen_on_the_validation_rows(build):
             total, rows = total + torch.where(rank < 10, 1 / (rank + 2).log2(), 0).sum().item(), rows + len(batch)
         return total / rows
 
-    assert ndcg(chosen) >= ndcg(given)
+    best = ndcg(chosen)
+    assert best > ndcg(given) + 0.01
+    for name, weight in chosen.items():
+        for factor in (0, 0.5, 0.7, 1.4, 2):
+            assert ndcg({**chosen, name: factor * weight}) <= best + 1e-4
 
 
 def test_a_cold_item_is_ranked_by_its_text(tmp_path, monkeypatch):
