@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_counted import assert_predict_equals_full_ranking
+from helpers_data import batch_of_histories
 
 from recbole_flr.errors import ConfigError, DataError
 from recbole_flr.model.alpharec import TextGraph, info_nce
@@ -70,20 +71,50 @@ def test_items_and_users_of_the_graph_are_those_of_light_gcn(layers, seed):
         torch.testing.assert_close(own[0], users[number], rtol=1e-5, atol=1e-6)
 
 
+def plain_info_nce(users, items, histories, target, negatives, temperature):
+    """The loss by its definition. A negative that is the target or stands in the history does not count."""
+    losses = []
+    for row in range(len(target)):
+        own = {*histories[row].tolist(), target[row].item()}
+        positive = math.exp(float(users[row] @ items[target[row]]) / temperature)
+        others = sum(math.exp(float(users[row] @ items[item]) / temperature) for item in negatives[row].tolist() if item not in own)
+        losses.append(-math.log(positive / (positive + others)))
+    return sum(losses) / len(losses)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_loss_is_the_plain_loop(seed):
     torch.manual_seed(seed)
     users, items = (torch.nn.functional.normalize(torch.randn(n, 4), dim=-1) for n in (3, 9))
     histories, target = torch.tensor([[1, 2, 0], [3, 0, 0], [4, 4, 5]]), torch.tensor([6, 3, 1])
     negatives = torch.randint(1, 9, (3, 20))
-    losses = []
-    for row in range(3):
-        own = {*histories[row].tolist(), target[row].item()}
-        positive = math.exp(float(users[row] @ items[target[row]]) / 0.2)
-        others = sum(math.exp(float(users[row] @ items[j]) / 0.2) for j in negatives[row].tolist() if j not in own)
-        losses.append(-math.log(positive / (positive + others)))
     found = info_nce(users, items, histories, target, negatives, 0.2)
-    assert found.item() == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert found.item() == pytest.approx(plain_info_nce(users, items, histories, target, negatives, 0.2), rel=1e-5)
+
+
+def test_the_model_trains_and_ranks_by_cosines_on_the_graph(build):
+    """A history with all items of a user of the graph is that user. The loss has the same negatives if torch has the same seed."""
+    _, model, (train, *_) = build("AlphaRec", temperature=0.3, num_negatives=7, repeat_penalty=0.5)
+    sets, feat = {}, train._dataset.inter_feat
+    for user, history, target in zip(*(feat[name].tolist() for name in (model.USER_ID, model.ITEM_SEQ, model.POS_ITEM_ID))):
+        sets.setdefault(user, set()).update([item for item in history if item], [target])
+    sets = list(sets.values())
+    with torch.no_grad():
+        users, items = light_gcn(sets, model.graph.text, model.mlp, layers=2)
+    users, items = (torch.nn.functional.normalize(vectors, dim=-1) for vectors in (users, items))
+    batch = batch_of_histories(model, [sorted(own) for own in sets])
+    batch[model.POS_ITEM_ID] = torch.arange(len(sets)) % (model.n_items - 1) + 1
+    with torch.no_grad():
+        scores = model.full_sort_predict(batch)
+    for row, own in enumerate(sets):
+        for item in range(1, model.n_items):
+            expected = float(users[row] @ items[item]) - (0.5 if item in own else 0)
+            assert scores[row, item].item() == pytest.approx(expected, abs=1e-5)
+    torch.manual_seed(5)
+    negatives = torch.randint(1, model.n_items, (len(sets), 7))
+    expected = plain_info_nce(users, items, batch[model.ITEM_SEQ], batch[model.POS_ITEM_ID], negatives, 0.3)
+    torch.manual_seed(5)
+    assert model.calculate_loss(batch).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_step_or_other_weights_change_what_is_ranked(build):

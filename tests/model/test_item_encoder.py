@@ -1,4 +1,6 @@
-"""The encoder `items`: with and without its cache, padding anywhere, several thoughts behind one history."""
+"""The encoder `items`: against a plain loop, with and without its cache, padding anywhere, several thoughts behind one history."""
+
+import math
 
 import pytest
 import torch
@@ -21,6 +23,39 @@ def histories(lengths):
     torch.manual_seed(1)
     mask = torch.arange(LONGEST)[None] < torch.tensor(lengths)[:, None]
     return torch.randn(len(lengths), LONGEST, D, dtype=torch.float64), mask
+
+
+def normed(x, norm):
+    """Layer norm of one vector."""
+    deviation = ((x - x.mean()) ** 2).mean() + 1e-5
+    return (x - x.mean()) / deviation.sqrt() * norm.weight + norm.bias
+
+
+@torch.no_grad()
+def test_the_encoder_is_the_plain_loop(encoder):
+    """One history, place by place and head by head. All weights are drawn anew, because biases start at 0 and norms at 1."""
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    embeddings, mask = histories([LONGEST])
+    states = [normed(embeddings[0, place] + encoder.position.weight[place], encoder.norm) for place in range(LONGEST)]
+    for layer in encoder.layers:
+        attended = []
+        for place in range(LONGEST):
+            mapped = [layer.inputs.weight @ state + layer.inputs.bias for state in states[:place + 1]]
+            query, seen = mapped[place][:D], []
+            for head in range(2):
+                own = slice(head * D // 2, (head + 1) * D // 2)
+                scores = torch.stack([query[own] @ other[D:2 * D][own] / math.sqrt(D / 2) for other in mapped])
+                shares = scores.exp() / scores.exp().sum()
+                seen.append(sum(share * other[2 * D:][own] for share, other in zip(shares, mapped)))
+            attended.append(layer.output.weight @ torch.cat(seen) + layer.output.bias)
+        states = [normed(state + more, layer.attention_norm) for state, more in zip(states, attended)]
+        first, _, second = layer.feed_forward
+        inner = [first.weight @ state + first.bias for state in states]
+        inner = [x * (1 + torch.erf(x / math.sqrt(2))) / 2 for x in inner]
+        states = [normed(state + second.weight @ x + second.bias, layer.output_norm) for state, x in zip(states, inner)]
+    found, _ = encoder(embeddings, mask, torch.arange(LONGEST)[None])
+    torch.testing.assert_close(found[0], torch.stack(states))
 
 
 def test_a_token_sees_nothing_that_comes_later(encoder):

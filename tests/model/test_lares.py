@@ -1,12 +1,11 @@
 """LARES: the core block, the alignments and the reward are what plain loops give; its stages train what they should."""
 
-import math
-
 import pytest
 import torch
 from helpers_data import batch_of_histories
 
 from recbole_flr.errors import ConfigError
+from recbole_flr.model import lares
 from recbole_flr.model.lares import alignment
 from recbole_flr.training.reinforcement import LatentGRPO
 
@@ -38,18 +37,22 @@ def test_scores_are_those_of_the_plain_loop(build, depth):
     assert (together[:, 0] == -torch.inf).all()
 
 
+def plain_alignment(one, two, target, temperature):
+    """InfoNCE in both directions, one row after the other."""
+    total = 0.0
+    for left, right in ((one, two), (two, one)):
+        for row in range(len(target)):
+            values = {other: torch.cosine_similarity(left[row], right[other], dim=0) / temperature for other in range(len(target))
+                      if other == row or target[other] != target[row]}
+            total = total + torch.stack(list(values.values())).exp().sum().log() - values[row]
+    return total / (2 * len(target))
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_alignment_is_the_plain_loop(seed):
     torch.manual_seed(seed)
     one, two, target = torch.randn(6, 5), torch.randn(6, 5), torch.tensor([3, 1, 3, 2, 1, 4])
-    total = 0.0
-    for left, right in ((one, two), (two, one)):
-        for row in range(6):
-            values = [float(torch.cosine_similarity(left[row], right[other], dim=0)) / 0.3 for other in range(6)
-                      if other == row or target[other] != target[row]]
-            own = float(torch.cosine_similarity(left[row], right[row], dim=0)) / 0.3
-            total += math.log(sum(math.exp(value) for value in values)) - own
-    assert alignment(one, two, target, 0.3).item() == pytest.approx(total / 12, rel=1e-5)
+    torch.testing.assert_close(alignment(one, two, target, 0.3), plain_alignment(one, two, target, 0.3))
 
 
 def test_the_depth_of_training_is_uniform_around_the_depth_of_ranking(build):
@@ -78,6 +81,50 @@ def test_the_parts_of_the_loss(build, monkeypatch):
         assert name not in other.losses(batch)
     model.depth = 1
     assert model.losses(batch)["step"].value == 0
+
+
+def test_the_two_trajectories_of_the_first_stage(build, monkeypatch):
+    """They differ in noise and length, and both get gradients. A thought on the way is drawn to the last one, which is held still."""
+    still = {"initial_noise": 0.3, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "alignment_temperature": 0.4}
+    _, model, (train, *_) = build("LARES", depth=4, train_batch_size=8, **still)
+    model.double()
+    batch, depths, asked, found, drawn = next(iter(train)), iter([3, 5]), [], [], []
+    monkeypatch.setattr(model, "_draw_depth", lambda: next(depths))
+    monkeypatch.setattr(lares, "from_first", lambda value: (drawn.append(value), value)[1])
+    think = model.reasoner.think
+
+    def watched(context, depth, noise=0.0):
+        asked.append((depth, noise))
+        found.append(think(context, depth, noise))
+        return found[-1]
+
+    monkeypatch.setattr(model.reasoner, "think", watched)
+    parts, target = model.losses(batch), batch[model.POS_ITEM_ID]
+    assert asked == [(3, 0.3), (5, 0.3)]
+    assert [len(each.steps) for each in found] == [3, 5] and drawn[0] < 2 and drawn[1] < 4
+    assert (found[0].steps[0] - found[1].steps[0]).abs().amax(1).min() > 1e-3  # after one step only the noise has made a difference
+    ends = [each.steps[-1] for each in found]
+    log_probs = [(end @ model.items.weight[1:].T).log_softmax(1) for end in ends]
+    item = -sum(each[row, target[row] - 1] for each in log_probs for row in range(8)) / 16
+    trajectory = plain_alignment(*ends, target, 0.4)
+    step = sum(plain_alignment(each.steps[place], end.detach(), target, 0.4) for each, end, place in zip(found, ends, drawn)) / 2
+    weights = list(model.parameters())
+    for name, expected in (("item", item), ("trajectory", trajectory), ("step", step)):
+        torch.testing.assert_close(parts[name].value, expected)
+        one, other = (torch.autograd.grad(value, weights, retain_graph=True) for value in (parts[name].value, expected))
+        assert sum(gradient.abs().sum() for gradient in other) > 1e-3
+        torch.testing.assert_close(one, other)
+
+
+@torch.no_grad()
+def test_the_first_thought_is_noise(build):
+    _, model, _ = build("LARES")
+    context = model.eval().read_context(batch_of_histories(model, [[3, 5, 1], [2, 4]]))
+    torch.manual_seed(0)
+    first = 0.7 * torch.randn_like(context.hidden)
+    state = model.reasoner.block(model.reasoner.norm(first + context.hidden), context.mask)[-1]
+    torch.manual_seed(0)
+    torch.testing.assert_close(model.reasoner.think(context, 1, 0.7).embedding, torch.stack([state[0, 2], state[1, 1]]))
 
 
 @torch.no_grad()

@@ -106,6 +106,40 @@ def test_queries(mixture):
             assert weights.shape == (B, 1) and not weights.any()
 
 
+def test_dropout_acts_on_the_factors_in_training_alone():
+    torch.manual_seed(5)
+    head = MixtureHead(D, 0.5)
+    thought, state = torch.randn(B, D), SimpleNamespace(factors=torch.randn(B, K, D), alpha=torch.rand(B, K))
+    torch.manual_seed(6)
+    expected = thought.unsqueeze(1) + head.output(torch.nn.functional.dropout(state.factors, 0.5))
+    torch.manual_seed(6)
+    torch.testing.assert_close(head.queries(thought, state)[0], expected)
+    assert not torch.equal(head.queries(thought, state)[0], expected)  # the next draw
+    head.eval()
+    torch.testing.assert_close(head.queries(thought, state)[0], thought.unsqueeze(1) + head.output(state.factors))
+
+
+def test_a_probability_and_a_weight_of_0_have_finite_logarithms_and_gradients():
+    """The products are 200, 0 and -200, so float32 knows two probabilities as 0. The weight of the second factor is exactly 0."""
+    vectors = torch.tensor([[0.0, 0.0], [20.0, 0.0], [0.0, 1.0], [-20.0, 0.0]], requires_grad=True)
+    thought = torch.tensor([[10.0, 0.0]], requires_grad=True)
+    factors = torch.tensor([[[0.0, 0.0], [-10.0, 3.0]]], requires_grad=True)
+    alpha = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    head = MixtureHead(2, 0.0)
+    with torch.no_grad():
+        head.output.weight.copy_(torch.eye(2))
+        head.output.bias.zero_()
+    queries, weights = head.queries(thought, SimpleNamespace(factors=factors, alpha=alpha))
+    assert weights[0, 0] == 0 and weights[0, 1].isfinite() and weights[0, 1] < -80
+    every = log_probs(queries, weights, vectors)[:, 1:]
+    assert every[0, 0] == 0 and (every[0, 1:] < -80).all() and every.isfinite().all()
+    one = target_log_probs(queries, weights, vectors, torch.tensor([1]))
+    assert one.item() == 0
+    for value in (every.sum(), one.sum()):
+        for gradient in torch.autograd.grad(value, (vectors, thought, factors, alpha), retain_graph=True):
+            assert gradient.isfinite().all()
+
+
 def test_an_unknown_item_is_its_text_alone():
     texts = torch.randn(N, 3)
     known = torch.tensor([False, True, True, True, True, True, False])

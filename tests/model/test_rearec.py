@@ -100,21 +100,22 @@ def test_the_contrast_is_the_plain_loop():
     ("prl", {"progressive_weight": 0.0, "contrast_weight": 0.2}),
 ])  # fmt: skip
 def test_the_loss_is_the_sum_of_its_parts(build, learning, weights):
-    _, model, (train, *_) = build("ReaRec", learning=learning, num_steps=2, **STILL, **weights)
+    _, model, (train, *_) = build("ReaRec", learning=learning, num_steps=2, temperature=0.7, **STILL, **weights)
+    spread(model)  # so that the steps differ
     batch = next(iter(train))
     history, length, target = (batch[name] for name in (model.ITEM_SEQ, model.ITEM_SEQ_LEN, model.POS_ITEM_ID))
     states = model.reason(history, length)
     items = model.item_embedding.weight
     last = states.mean(1) if learning == "erl" else states[:, -1]
-    expected = torch.nn.functional.cross_entropy(last @ items.T, target)
+    expected = torch.nn.functional.cross_entropy(last @ items.T / 0.7, target)
     if "kl_weight" in weights:
-        expected = expected - 0.3 * step_divergence(states @ items.T)
+        expected = expected - 0.3 * step_divergence(states @ items.T / 0.7)
     elif weights["progressive_weight"]:
-        expected = expected + 0.3 * progressive_loss(states[:, :-1] @ items.T, target, 1.0, model.temperature_base)
+        expected = expected + 0.3 * progressive_loss(states[:, :-1] @ items.T, target, 0.7, model.temperature_base)
     else:
         torch.manual_seed(1)
         noisy = model.reason(history, length, model.noise)
-        expected = expected + 0.2 * step_contrast(noisy[:, 1:], states[:, 1:], target, 1.0)
+        expected = expected + 0.2 * step_contrast(noisy[:, 1:], states[:, 1:], target, 0.7)
         assert not torch.equal(noisy, states)
     torch.manual_seed(1)
     torch.testing.assert_close(model.calculate_loss(batch), expected)
