@@ -126,4 +126,4 @@ class Ranking:
 
 def _spread(count, most):
     """At most `most` of the numbers below `count`, spread over all of them, which may be sorted by time or user."""
-    return torch.arange(count) if count <= most else torch.linspace(0, count - 1, most).long()
+    return torch.arange(count) if count <= most else torch.linspace(0, count - 1, most).long().clamp_max(count - 1)

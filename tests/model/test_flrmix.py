@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY, TINY_OPTIONS, write_dataset
 from helpers_counted import assert_runs_on_little_data
-from helpers_data import ranking_parts
+from helpers_data import batch_of_histories, ranking_parts
 from recbole.data.interaction import Interaction
 from safetensors.torch import load_file, save_file
 
@@ -436,3 +436,39 @@ def test_a_history_of_an_unknown_item(tmp_path):
     assert not model.vectors.known[number]
     assert all(len(parts[name].unique()) == 1 for name in ("transitions", "neighbors"))
     assert len(parts["mixture"][0, 1:].unique()) > 1 and parts["mixture"][:, 1:].isfinite().all()
+
+
+@torch.no_grad()
+def test_an_explanation_gives_each_place_of_the_history_its_own_attention(build):
+    """Places behind a history have none; the rest is the thought's own place."""
+    _, model, _ = build("FLRMix")
+    torch.manual_seed(0)
+    for parameter in model.double().eval().parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    histories = [[3, 5, 1, 8], [2], [7, 7, 4]]
+    batch = batch_of_histories(model, histories)
+    alpha, shares = model.explain(batch)
+    state = model.think(model.read_context(batch)).state
+    assert shares.shape == (3, 3, model.max_seq_length + 1) and torch.equal(alpha, state.alpha)
+    for row, history in enumerate(histories):
+        for factor in range(3):
+            attention = state.attention[row, factor].tolist()
+            expected = [attention[place] if place < len(history) else 0.0 for place in range(model.max_seq_length)]
+            assert shares[row, factor].tolist() == [*expected, attention[-1]]
+            assert len(set(attention[:len(history)])) == len(history) and sum(attention) == pytest.approx(1)
+
+
+def test_a_frozen_encoder_has_no_dropout_in_training(build):
+    _, model, loaders = build("FLRMix", dropout=0.5)
+    batch = batch_of(loaders)
+
+    def difference():
+        model.train()
+        one, other = (model.read_context(batch, prompt_only=True) for _ in range(2))
+        queries = [model.head.queries(one.hidden[:, 0], model.think(one).state)[0] for _ in range(2)]
+        return (one.hidden - other.hidden).abs().max(), (queries[0] - queries[1]).abs().max()
+
+    assert all(value > 1e-3 for value in difference())
+    model.freeze_encoder()
+    assert all(value == 0 for value in difference())
+    assert model.reasoner.training
