@@ -27,6 +27,7 @@ LM = {**TINY_LATENT, **EQUAL, "grpo_learning_rate": 0.05, "warmup_learning_rate"
 ITEMS = {**TINY_FLRMIX, **EQUAL, "grpo_learning_rate": 0.05, "dropout": 0.0, "stages": "sft,grpo", "gate_balance": 0.3, "grpo_epochs": 1}
 IN_PARTS = {"accumulate_steps": 3}
 RESUMED = {**TINY_LATENT, "num_factors": 3, "epochs": 2, "warmup_epochs": 1, "learning_rate": 0.01, "num_beams": 10, "compact_layers": 1}
+WITHOUT_DROPOUT = {"embedding_dropout": 0.0}
 CASES = {  # name -> model, options, and options of the run of two processes alone
     "FLR": ("FLR", {**LM, "num_factors": 3, "gate_balance": 0.3, "grpo_updates": 2}),
     "FLR, in parts": ("FLR", {**LM, "num_factors": 3, "grpo_updates": 2}, IN_PARTS),
@@ -188,7 +189,10 @@ def failed_first(rank):
 
 
 def resume(root, more):
-    """What each rank does: cut a run of FLR short in its second stage, and go on with it. The cut run stays in `root`/cut."""
+    """What each rank does: cut a run of FLR short in its second stage, and go on with it, also without dropout.
+
+    The cut run stays in `root`/cut.
+    """
     import shutil
 
     from helpers_training import interrupt, only_run
@@ -201,8 +205,10 @@ def resume(root, more):
     interrupt(lambda: run_recbole_flr("FLR", "tiny", config_dict=options), epochs=2)
     if os.environ["RANK"] == "0":
         shutil.copytree("cut", "again")
+        shutil.copytree("cut", "still")
     run_recbole_flr("FLR", "tiny", config_dict={**options, "checkpoint_dir": "whole"})  # all ranks wait for the copy
     run_recbole_flr(config_dict={"resume": str(only_run("again")), "checkpoint_dir": "again"})
+    run_recbole_flr(config_dict={"resume": str(only_run("still")), "checkpoint_dir": "still", **WITHOUT_DROPOUT})
     faulthandler.cancel_dump_traceback_later()
 
 
