@@ -77,7 +77,8 @@ def plain_info_nce(users, items, histories, target, negatives, temperature):
     for row in range(len(target)):
         own = {*histories[row].tolist(), target[row].item()}
         positive = math.exp(float(users[row] @ items[target[row]]) / temperature)
-        others = sum(math.exp(float(users[row] @ items[item]) / temperature) for item in negatives[row].tolist() if item not in own)
+        others = sum(math.exp(float(users[row] @ items[item]) / temperature)
+                     for item in negatives[row].tolist() if item not in own)
         losses.append(-math.log(positive / (positive + others)))
     return sum(losses) / len(losses)
 
@@ -93,7 +94,7 @@ def test_the_loss_is_the_plain_loop(seed):
 
 
 def test_the_model_trains_and_ranks_by_cosines_on_the_graph(build):
-    """A history with all items of a user of the graph is that user. The loss has the same negatives if torch has the same seed."""
+    """A history with all items of a user of the graph is that user. The same seed draws the same negatives."""
     _, model, (train, *_) = build("AlphaRec", temperature=0.3, num_negatives=7, repeat_penalty=0.5)
     sets, feat = {}, train._dataset.inter_feat
     for user, history, target in zip(*(feat[name].tolist() for name in (model.USER_ID, model.ITEM_SEQ, model.POS_ITEM_ID))):

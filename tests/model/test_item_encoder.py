@@ -1,4 +1,4 @@
-"""The encoder `items`: against a plain loop, with and without its cache, padding anywhere, several thoughts behind one history."""
+"""The encoder `items`: against a plain loop, with and without its cache, padding anywhere, several thoughts behind a history."""
 
 import math
 

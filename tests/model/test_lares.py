@@ -84,7 +84,7 @@ def test_the_parts_of_the_loss(build, monkeypatch):
 
 
 def test_the_two_trajectories_of_the_first_stage(build, monkeypatch):
-    """They differ in noise and length, and both get gradients. A thought on the way is drawn to the last one, which is held still."""
+    """They differ in noise and length, and both get gradients. A thought on the way moves towards the last one, not the reverse."""
     still = {"initial_noise": 0.3, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "alignment_temperature": 0.4}
     _, model, (train, *_) = build("LARES", depth=4, train_batch_size=8, **still)
     model.double()
@@ -102,7 +102,7 @@ def test_the_two_trajectories_of_the_first_stage(build, monkeypatch):
     parts, target = model.losses(batch), batch[model.POS_ITEM_ID]
     assert asked == [(3, 0.3), (5, 0.3)]
     assert [len(each.steps) for each in found] == [3, 5] and drawn[0] < 2 and drawn[1] < 4
-    assert (found[0].steps[0] - found[1].steps[0]).abs().amax(1).min() > 1e-3  # after one step only the noise has made a difference
+    assert (found[0].steps[0] - found[1].steps[0]).abs().amax(1).min() > 1e-3  # after one step only the noise differs
     ends = [each.steps[-1] for each in found]
     log_probs = [(end @ model.items.weight[1:].T).log_softmax(1) for end in ends]
     item = -sum(each[row, target[row] - 1] for each in log_probs for row in range(8)) / 16

@@ -1,5 +1,5 @@
-"""FLR's ranking by beam search under the trie against the scores of all titles, each by a full pass of the language model. And the
-rows on which FLRMix chooses the weights of its ranking."""
+"""FLR's ranking by beam search under the trie against the scores of all titles, each by a full pass of the language model. And
+the rows on which FLRMix chooses the weights of its ranking."""
 
 import math
 from types import SimpleNamespace
