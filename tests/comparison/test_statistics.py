@@ -60,6 +60,26 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
+def test_corrected_by_hand():
+    """Three models beside one reference: p = .01, .04, .03 become .03, .06, .06, over seeds and over rows, each by itself."""
+    found = [Comparison(label, "R", "m", [1, 2], 0.1, 0.1, interval=(0.1, 0.2), p_seeds=by_seeds, p_rows=by_rows)
+             for label, by_seeds, by_rows in (("A", 0.01, 0.03), ("B", 0.04, 0.01), ("C", 0.03, 0.04))]
+    assert corrected(found) is found
+    assert [each.p_seeds_holm for each in found] == pytest.approx([0.03, 0.06, 0.06])
+    assert [each.p_rows_holm for each in found] == pytest.approx([0.06, 0.03, 0.06])
+    assert [each.p_seeds for each in found] == [0.01, 0.04, 0.03]  # the raw ones stay
+
+
+def test_a_difference_is_not_significant_any_more_after_the_correction():
+    def beside(number):
+        return [Comparison(label, "R", "m", [1, 2], 0.1, 0.1, interval=(0.1, 0.2), p_seeds=0.02, p_rows=0.001)
+                for label in "ABC"[:number]]
+
+    assert [each.significant for each in corrected(beside(1))] == [True]
+    assert [each.significant for each in corrected(beside(2))] == [True, True]
+    assert [each.significant for each in corrected(beside(3))] == [False, False, False]  # 3 * .02 = .06
+
+
 def rows_of(values):
     """Seeds -> (mean of the rows, rows)."""
     return {2020 + number: (row.mean(), row) for number, row in enumerate(values)}

@@ -69,6 +69,19 @@ def test_without_shuffling_rows_come_in_order():
     assert list(batches) == [[0, 1, 2], [3, 4, 5], [6]] and len(batches) == 3
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_each_epoch_draws_other_rows_of_all(shuffle):
+    loader = SimpleNamespace(batch_size=BATCH, generator=torch.Generator().manual_seed(3), sampler=None, _dataset=None,
+                             collate_fn=lambda rows: rows)
+    batches, epochs = LengthBatches(loader, LENGTHS[:200], shuffle=shuffle, rows=40), []
+    for _ in range(60):
+        epoch = [row for batch in batches for row in batch]
+        assert len(set(epoch)) == len(epoch) == 40 and (shuffle or epoch == sorted(epoch))
+        epochs.append(frozenset(epoch))
+    assert len(batches) == 3 and len(set(epochs)) == 60
+    assert frozenset.union(*epochs) == set(range(200))  # a row is missed with a probability of 0.8 ** 60: 2 in a million
+
+
 # groups of rows that share a prefix
 
 GROUPS = torch.randint(0, 300, (ROWS,), generator=torch.Generator().manual_seed(2)) * 7
