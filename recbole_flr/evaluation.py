@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 import torch
-from recbole.evaluator import Collector, Evaluator
+from recbole.evaluator import Collector, Evaluator, smaller_metrics
 from tabulate import tabulate
 
 from recbole_flr.distributed import gather_in_turns, gather_json, size
@@ -22,6 +22,11 @@ METRICS = {  # of ranks that count from 1
     "title_hit": lambda rank, k: (rank <= k).double(),
     "title_ndcg": lambda rank, k: torch.where(rank <= k, math.log(2) / (rank + 1).double().log(), 0.0),
 }
+
+
+def smaller_is_better(metric):
+    """Whether a smaller value of a metric, such as `giniindex@10`, is the better one, as RecBole's class of the metric says."""
+    return metric.partition("@")[0].lower() in smaller_metrics
 
 
 def title_ranks(scores, title_ids, targets, count):
@@ -93,7 +98,15 @@ class SharedCollector(Collector):
             for name in names:
                 pieces = self.data_struct[name].cpu().split(lengths[name]) if name in lengths else []
                 self.data_struct.set(name, torch.cat(gather_in_turns(list(pieces))))
-        return super().get_data_struct()
+        known = list(self.data_struct._data_dict)
+        counts = {name: self.data_struct[name] for name in known if not isinstance(self.data_struct[name], torch.Tensor)}
+        for name in counts:  # RecBole 1.2.1 takes all for tensors and fails: github.com/RUCAIBox/RecBole/issues/2131
+            del self.data_struct[name]
+        found = super().get_data_struct()
+        for name, value in counts.items():
+            found.set(name, value)
+            self.data_struct.set(name, value)
+        return found
 
 
 class RankCollector(SharedCollector):

@@ -218,6 +218,7 @@ class SafeCheckpoints:
             with checkpoint.undamaged(self.folder / checkpoint.LAST):
                 restore_random(*self._random, self.config, _generator(train_data))
             if self.start_epoch >= self.epochs or self.cur_step > self.stopping_step:
+                self.eval_collector.data_collect(train_data)  # otherwise RecBole's fit does it, for the test too
                 return self._leave_stage((self.best_valid_score, self.best_valid_result))
         result = super().fit(train_data, valid_data, False, saved, show_progress, callback_fn)
         self._save_progress(self._next_epoch, train_data)

@@ -1,6 +1,8 @@
 """Ranks and title-level metrics against plain Python and against RecBole's own metrics."""
 
 import math
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recbole.evaluator import Collector, Evaluator
 
-from recbole_flr.evaluation import METRICS, TITLE_RANK, RankCollector, TitleEvaluator, item_ranks, metrics_table, title_ranks
+from recbole_flr.evaluation import (
+    METRICS, TITLE_RANK, RankCollector, TitleEvaluator, item_ranks, metrics_table, smaller_is_better, title_ranks,
+)  # fmt: skip
 
 INF = math.inf
 N_ITEMS = 30
@@ -162,6 +166,26 @@ def test_places_are_rounded_as_the_option_says(tmp_path):
     assert result["title_ndcg@10"] == round(result["title_ndcg@10"], 2) > 0
 
 
+def test_metrics_of_the_recommended_items_by_loops(tmp_path):
+    """RecBole's own collector fails for these metrics, which need the number of items or their counts in the training rows."""
+    metrics = ["GiniIndex", "ItemCoverage", "AveragePopularity", "TailPercentage"]
+    config = make_config(tmp_path, metrics=metrics, topk=[4], valid_metric="GiniIndex@4", tail_ratio=0.2, metric_decimal_place=9)
+    collector, trained = RankCollector(config, SHARED), Counter({item: 40 - item for item in range(1, N_ITEMS)})
+    rows = SimpleNamespace(num=lambda field: N_ITEMS, item_counter=trained)
+    collector.data_collect(SimpleNamespace(dataset=rows))
+    for seed in (6, 7):  # the second evaluation has no other call of data_collect
+        result = evaluate(config, seed, collector, TitleEvaluator(config))
+        listed = [sorted(range(N_ITEMS), key=lambda item: -row[item])[:4] for part, _ in batches(seed) for row in part.tolist()]
+        shown = Counter(item for items in listed for item in items)
+        among = [shown[item] for item in range(N_ITEMS)]  # RecBole counts the padding as an item
+        difference = sum(abs(one - other) for one in among for other in among) / N_ITEMS**2
+        assert result["giniindex@4"] == pytest.approx(difference / (2 * sum(among) / N_ITEMS))
+        assert result["itemcoverage@4"] == pytest.approx(len(shown) / N_ITEMS)
+        assert result["averagepopularity@4"] == pytest.approx(sum(40 - item for items in listed for item in items) / 4 / 32)
+        rare = {25, 26, 27, 28, 29}  # a fifth of the 29 items of the training rows
+        assert result["tailpercentage@4"] == pytest.approx(sum(item in rare for items in listed for item in items) / 4 / 32)
+
+
 # ranks of items
 
 
@@ -222,3 +246,10 @@ def test_several_targets_of_a_row_have_a_rank_each(config):
 def test_a_table_has_a_line_for_each_evaluation():
     lines = metrics_table({"sft valid": {"hit@5": 0.5}, "sft test": {"hit@5": 0.25}}).splitlines()
     assert lines[0].split() == ["hit@5"] and lines[2].split() == ["sft", "valid", "0.5000"]
+
+
+def test_metrics_whose_smaller_values_are_better():
+    """Inequality, popularity and errors; in the capitals of an option or of a result."""
+    smaller = ("GiniIndex@10", "giniindex@5", "AveragePopularity@10", "averagepopularity@10", "LogLoss", "mae", "RMSE")
+    bigger = ("NDCG@10", "hit@5", "title_ndcg@10", "ItemCoverage@10", "shannonentropy@10", "TailPercentage@10", "AUC")
+    assert [smaller_is_better(metric) for metric in (*smaller, *bigger)] == [True] * 7 + [False] * 7

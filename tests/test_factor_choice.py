@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import TINY_OPTIONS
 
 import recbole_flr
 from recbole_flr import factor_choice
+from recbole_flr.console import Silent
 from recbole_flr.quick_start import run_recbole_flr
 from recbole_flr.training.mixture import MixtureTraining
+from recbole_flr.training.supervised import Supervised
 
 
 def test_the_run_equals_one_with_the_chosen_number(trained, session_data, monkeypatch):
@@ -39,6 +42,22 @@ def test_a_trial_is_the_beginning_of_the_run(trained, monkeypatch):
     monkeypatch.setattr(factor_choice, "CHOICES", (1, 2))
     trained("FLRMix", num_factors="auto", auto_epochs=2, epochs=3, stopping_step=5)
     assert seen == [(0, 0.0), (1, 0.0)] * 2 + [(0, 0.0), (1, 0.0), (2, pytest.approx(1 / 3))]
+
+
+@pytest.mark.parametrize("metric, chosen", [("NDCG@10", 1), ("GiniIndex@10", 2)])
+def test_the_best_score_is_the_largest_or_the_smallest(build, metric, chosen):
+    """Of equal scores the smaller number is kept. The trials are not trained here; their scores are given."""
+    config, _, loaders = build("FLRMix", metrics=[metric[:-3]], valid_metric=metric)
+    config["num_factors"], scores = "auto", {1: 0.3, 2: 0.1, 4: 0.3, 8: 0.1}
+
+    def build_trainer(trial, model):
+        return SimpleNamespace(
+            stages={"sft": SimpleNamespace()}, tensorboard=Silent(), records={"sft": {"seconds": 1.0}},
+            fit=lambda *_, **__: (scores[trial["num_factors"]], None),
+        )
+
+    factor_choice.choose_num_factors(config, loaders, lambda trial: SimpleNamespace(stages=[Supervised]), build_trainer)
+    assert config["num_factors"] == chosen
 
 
 def test_the_trials_leave_no_files(trained, monkeypatch):

@@ -65,8 +65,12 @@ def test_a_run_cut_short_ends_as_one_that_was_not(trained, tiny_data, model, cut
             assert all(torch.equal(tensors[key], again[key]) for key in tensors), name
 
 
-def test_resuming_a_finished_run_changes_nothing(trained):
-    _, whole = trained("FLR", **OPTIONS["FLR"])
+@pytest.mark.parametrize("model, options", [
+    ("FLR", OPTIONS["FLR"]),
+    ("SASRec", {"epochs": 1, "metrics": ["GiniIndex", "AveragePopularity"], "valid_metric": "GiniIndex@10"}),  # need training rows
+])
+def test_resuming_a_finished_run_changes_nothing(trained, model, options):
+    _, whole = trained(model, **options)
     before = {p.name: p.read_bytes() for p in only_run().iterdir()}
     assert run_recbole_flr(config_dict={"resume": str(only_run())}) == whole
     assert {p.name: p.read_bytes() for p in only_run().iterdir()} == before
@@ -186,18 +190,20 @@ def test_both_stages_are_reported_and_the_better_is_kept(trained):
     assert moved and not any(name.startswith("model.backbone.") for name in moved)
 
 
-@pytest.mark.parametrize("better", ["sft", "grpo"])
-def test_reinforcement_never_makes_a_run_worse(tiny_data, better, monkeypatch):
+@pytest.mark.parametrize("better, metric, best", [
+    ("sft", "NDCG", 2.0), ("grpo", "NDCG", 2.0), ("sft", "GiniIndex", 1.0), ("grpo", "GiniIndex", 1.0),  # less inequality is better
+])
+def test_reinforcement_never_makes_a_run_worse(tiny_data, better, metric, best, monkeypatch):
     """The run keeps the weights of the stage with the better validation score, whichever stage that is."""
     own = StagedTrainer._valid_epoch
 
     def judged(self, *args, **kwargs):
         score, result = own(self, *args, **kwargs)
-        return (2.0 if self.stage_name == better else 1.0), result
+        return (best if self.stage_name == better else 3.0 - best), result
 
     monkeypatch.setattr(StagedTrainer, "_valid_epoch", judged)
-    result = run(tiny_data)
-    assert result["kept"] == better and result["best_valid_score"] == 2.0
+    result = run(tiny_data, metrics=[metric], valid_metric=f"{metric}@10", epochs=1, grpo_epochs=1, warmup_epochs=1)
+    assert result["kept"] == better and result["best_valid_score"] == best
     weights = {name: checkpoint.read(only_run() / f"{name}.safetensors")[0] for name in ("best", better)}
     assert all(torch.equal(weights["best"][name], weights[better][name]) for name in weights["best"])
 

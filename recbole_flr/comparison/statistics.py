@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.stats
 
+from recbole_flr.evaluation import smaller_is_better
+
 ALPHA = 0.05
 FEW_SEEDS = 5  # with fewer, a paired t-test finds large differences only
 RESAMPLES = 2000
@@ -31,7 +33,8 @@ class Comparison:
         metric: name.
         seeds: seeds that both have.
         difference: mean of the model minus mean of the reference, each over all of its seeds, as the table shows them.
-        improvement: difference divided by the mean of the reference; None if that is 0.
+        improvement: difference divided by the mean of the reference, with the other sign for a metric whose smaller values are
+            better; None if that mean is 0.
         p_seeds: of the paired t-test over seeds; None with fewer than 2 seeds, or if no seed changes the difference.
         p_rows: of Wilcoxon's test over rows; None without ranks.
         interval: 95% interval of the difference by bootstrap over rows; None without ranks.
@@ -155,7 +158,8 @@ def compare(label, reference, metric, ours, theirs):
     seeds = [seed for seed in ours if seed in theirs]
     pairs = [(ours[seed], theirs[seed]) for seed in seeds]
     mean, base = (np.mean([value for value, _ in side.values()]) for side in (ours, theirs))
-    found = Comparison(label, reference, metric, seeds, float(mean - base), float((mean - base) / base) if base else None)
+    gain = base - mean if smaller_is_better(metric) else mean - base
+    found = Comparison(label, reference, metric, seeds, float(mean - base), float(gain / base) if base else None)
     if not pairs:  # no seed in common: means are all that can be compared
         return found
     own, other = (np.array([pair[side][0] for pair in pairs]) for side in (0, 1))

@@ -14,6 +14,7 @@ from recbole_flr.comparison.statistics import (
     mean_and_deviation,
 )
 from recbole_flr.errors import ConfigError
+from recbole_flr.evaluation import smaller_is_better
 
 PROPOSED = ("FLR", "FLRMix")  # models of this package; every other model is a baseline
 
@@ -59,7 +60,12 @@ class Summary:
     @property
     def ranking(self):
         """Labels by the main metric, best first."""
-        return sorted(self.labels, key=lambda label: -self.means[label][self.metric][0])
+        return best_first(self.labels, self.means, self.metric)
+
+
+def best_first(labels, means, metric):
+    """Labels by the mean of a metric, the best first; of equals in their order."""
+    return sorted(labels, key=lambda label: means[label][metric][0], reverse=not smaller_is_better(metric))
 
 
 def summarise(rows, failures=(), reference=None):
@@ -136,7 +142,7 @@ def _reference(rows, means, metric, given):
     baselines = [row.label for row in rows if row.model not in PROPOSED]
     if not baselines:  # a study of one model: its first row is the model as it is
         return rows[0].label
-    return max(baselines, key=lambda label: means[label][metric][0])
+    return best_first(baselines, means, metric)[0]
 
 
 def _slices(rows, per_row):
@@ -206,6 +212,7 @@ def sentences(summary):
     mean, _ = summary.means[best][summary.metric]
     number = len(next(row for row in summary.rows if row.label == best).runs)
     seeds = f"mean of {number} seeds" if number > 1 else "one seed"
+    seeds += ", smaller is better" if smaller_is_better(summary.metric) else ""
     first = f"{best} is ahead on {summary.dataset}, with a test {metric_name(summary.metric)} of {decimal(mean)} ({seeds})."
     return [first, _margin(summary, best), _cost(summary, best)]
 
@@ -218,7 +225,7 @@ def _margin(summary, best):
         comparison = next(each for each in summary.comparisons if each.label == second)
         text = f"{second} is next"
         if comparison.improvement is not None:
-            text += f", {apart(comparison.improvement)} it"
+            text += f", {apart(comparison)} it"
     else:
         comparison = next(each for each in summary.comparisons if each.label == best)
         baseline = next(row for row in summary.rows if row.label == summary.reference).model not in PROPOSED
@@ -226,7 +233,7 @@ def _margin(summary, best):
         if comparison.improvement is None:
             text = f"No percentage tells how far that is from {which}, whose mean is 0"
         else:
-            text = f"That is {apart(comparison.improvement)} {which}"
+            text = f"That is {apart(comparison)} {which}"
     return f"{text}; {verdict(comparison)}."
 
 
@@ -293,9 +300,9 @@ def p_is(value):
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
-def apart(improvement):
-    """A relative improvement before the name of the reference: `3.2% above`."""
-    return f"{abs(improvement):.1%} {'above' if improvement >= 0 else 'below'}"
+def apart(comparison):
+    """How far a model is from its reference, before the name of the reference: `3.2% above`."""
+    return f"{abs(comparison.improvement):.1%} {'above' if comparison.difference >= 0 else 'below'}"
 
 
 def seconds(value):

@@ -11,6 +11,7 @@ from recbole_flr.comparison.summary import (
     seconds,
     size,
 )  # fmt: skip
+from recbole_flr.evaluation import smaller_is_better
 
 BEST, SECOND = 1, 2
 
@@ -109,11 +110,12 @@ def metrics_table(summary):
                 Cell(str(len(row.runs)), len(row.runs)),
             ]
         )
-    for column in (1, *range(3, 4 + len(others))):
-        mark(rows, column)
+    for column, metric in ((1, summary.metric), *enumerate([*others, summary.metric], 3)):
+        mark(rows, column, largest=not smaller_is_better(metric))
     notes = ["Test rows unless it says valid. Mean ± standard deviation over the seeds. Best bold, second underlined."]
     if summary.reference:
         notes.append(f"Improvement: {name} relative to {summary.reference}. A star: significant, see the next table.")
+    notes += smaller_notes(summary.metrics)
     return Table("metrics", f"Results on {summary.dataset}", columns, rows, notes)
 
 
@@ -152,6 +154,7 @@ def statistics_table(summary):
         "t-test: paired, over the seeds that both have. Wilcoxon and interval: over the test rows, on means over the seeds.",
         "Significant: both tests have p < .05 after Holm's correction over the rows of this table, and the interval excludes 0.",
     ]
+    notes += smaller_notes([summary.metric])
     return Table("statistics", f"{name} beside {summary.reference}", columns, rows, notes)
 
 
@@ -164,7 +167,14 @@ def tests_table(summary):
         if label != summary.reference
     ]
     notes = ["Relative improvement, and in brackets p of the paired t-test over seeds after Holm's correction over the models."]
+    notes += smaller_notes(summary.metrics)
     return Table("tests", f"All metrics beside {summary.reference}", ["model", *map(metric_name, summary.metrics)], rows, notes)
+
+
+def smaller_notes(metrics):
+    """A list with the sentence that names the metrics whose smaller values are better; empty if there are none."""
+    names = [metric_name(metric) for metric in metrics if smaller_is_better(metric)]
+    return [f"Smaller is better for {', '.join(names)}: a decrease is an improvement above 0."] if names else []
 
 
 def _test_cell(comparisons, label):
@@ -178,7 +188,7 @@ def slices_table(summary):
     rows = []
     for name, share, found in summary.slices:
         cells = [[mean_cell(found[label])] for label in labels]
-        mark(cells, 0)
+        mark(cells, 0, largest=not smaller_is_better(summary.metric))
         rows.append([text_cell(name), Cell(f"{share:.1%}", share), *(cell for (cell,) in cells)])
     notes = ['Read "new items" (the target is not in the history) and "later day" before you compare models; docs/comparison.md '
              "says why."]

@@ -125,6 +125,55 @@ def test_a_stage_that_was_not_kept_has_no_test_over_rows(tmp_path):
     assert "FLR" not in summary.slices[0][2] and any("no test over rows" in warning for warning in summary.warnings)
 
 
+@pytest.fixture(scope="module")
+def unequal(tmp_path_factory):
+    """Runs whose validation chose by the Gini index, of which less is better. The item coverage, of which more is better, is
+    0.1 where the index is 0.4: the worst model by one is the best by the other.
+    """
+    folder, folders = tmp_path_factory.mktemp("runs"), []
+    for model, first in (("GRU4Rec", 0.8), ("FLR", 0.4), ("SASRec", 0.5)):
+        for number in range(3):
+            gini = first + 0.01 * number
+            found = {"giniindex@10": gini, "itemcoverage@10": gini - 0.3}
+            stage = {"name": "train", "test_result": found, "best_valid_result": found}
+            run = write_run(folder / f"{model}-{number}", model, number, stages=[stage], options={"valid_metric": "GiniIndex@10"})
+            folders.append(run)
+    return summary_of(folders)
+
+
+def test_less_is_better_in_the_ranking_and_in_the_improvements(unequal):
+    assert unequal.ranking == ["FLR", "SASRec", "GRU4Rec"] and unequal.reference == "SASRec"
+    found = {each.label: each for each in unequal.comparisons}
+    assert found["FLR"].difference == pytest.approx(0.41 - 0.51) and found["FLR"].improvement == pytest.approx(0.10 / 0.51)
+    assert found["GRU4Rec"].difference == pytest.approx(0.30) and found["GRU4Rec"].improvement == pytest.approx(-0.30 / 0.51)
+    covered = {each.label: each for each in unequal.other_metrics["itemcoverage@10"]}
+    assert covered["FLR"].improvement == pytest.approx(-0.10 / 0.21)
+
+
+def test_less_is_better_in_the_sentences(unequal, tmp_path):
+    first, second, _ = sentences(unequal)
+    assert first == "FLR is ahead on tiny, with a test giniindex@10 of .4100 (mean of 3 seeds, smaller is better)."
+    assert second.startswith("That is 19.6% below SASRec, the best baseline; ")
+    baselines = [row for row in unequal.rows if row.label != "FLR"]
+    assert sentences(summarise(baselines))[1].startswith("GRU4Rec is next, 58.8% above it; ")
+
+
+def test_less_is_better_in_the_tables(unequal):
+    metrics, statistics, tests = tables(unequal)[:3]
+    assert [row[0].text for row in metrics.rows] == ["GRU4Rec", "FLR", "SASRec"]
+    assert metrics.columns[1:5] == ["giniindex@10", "improvement", "itemcoverage@10", "valid giniindex@10"]
+    places = [[row[column].place for row in metrics.rows] for column in (1, 3, 4)]
+    assert places == [[0, 1, 2], [1, 0, 2], [0, 1, 2]]  # the coverage has its own order
+    note = "Smaller is better for giniindex@10: a decrease is an improvement above 0."
+    assert all(table.notes[-1] == note for table in (metrics, statistics, tests))
+    assert [row[2].text for row in metrics.rows] == ["-58.8%", "+19.6%", "-"]
+    assert [row[1].text.split()[0] for row in tests.rows] == ["-58.8%", "+19.6%"]
+
+
+def test_without_such_a_metric_no_table_speaks_of_it(summary):
+    assert not [note for table in tables(summary) for note in table.notes if "Smaller is better" in note]
+
+
 # tables
 
 
