@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import exact_norms
+from torch.distributions import Normal, kl_divergence
 
 from recbole_flr.contracts import LossPart, total_loss
 from recbole_flr.data.batching import Repeated
@@ -15,6 +16,8 @@ from recbole_flr.training import grpo
 from recbole_flr.training.reinforcement import LatentGRPO
 
 LATENT = ("FLR", "LatentR3")
+SETTINGS = {"kl_coef": 0.3, "advantage_eps": 1e-6, "confidence_reward": 0.1, "match_reward": 1.0, "clip_low": 0.2, "clip_high": 0.28,
+            "noise_scale": 0.3, "grpo_ratio": "token"}  # what the oracle uses for options that a case does not give
 
 
 @pytest.fixture
@@ -55,19 +58,30 @@ def move(model, seed=3, size=0.05):
             parameter += size * torch.randn_like(parameter)
 
 
+@torch.no_grad()
+def let_some_match(model, interaction, score="full"):
+    """In half of the rows, let the target be the title that greedy decoding finds without noise."""
+    thought = model.think(model.read_context(interaction))
+    leaf = beam_search(TreeDecoder(model.backbone, thought), model.trie, 1, score=score).nodes[:, 0]
+    found = model.trie.items[model.trie.item_start[leaf].long()].long()
+    interaction[model.POS_ITEM_ID][::2] = found[::2]
+
+
 class FullPasses:
     """The oracle: the same loss, one member at a time, with full passes over its whole prompt for each role.
 
     Args:
         model: in float64.
-        stage: for its settings and its reference.
+        stage: for its kind and its reference.
         interaction: RecBole batch of B rows.
         noise: [B, G, D], of the members.
         old_reasoner: of the old policy.
+        options: of the case; those in SETTINGS are read from here, and not from the stage.
     """
 
-    def __init__(self, model, stage, interaction, noise, old_reasoner):
+    def __init__(self, model, stage, interaction, noise, old_reasoner, **options):
         self.model, self.stage, self.noise, self.old_reasoner = model, stage, noise, old_reasoner
+        self.settings = {**SETTINGS, **options}
         self.prompts = model.collator.prompts(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN])
         self.titles = [model.collator.titles.row(item) for item in interaction[model.POS_ITEM_ID].tolist()]
 
@@ -109,9 +123,9 @@ class FullPasses:
         self.match = self.matches()
         confidence = torch.tensor([[each.mean() for each in group] for group in self.old], dtype=torch.float64)
         if self.stage.kind == "flr":
-            self.reward = 0.1 * confidence + 1.0 * self.match
+            self.reward = self.settings["confidence_reward"] * confidence + self.settings["match_reward"] * self.match
             above = self.reward - self.reward[:, :1]
-            self.advantage = above / (above.square().sum(1, keepdim=True).sqrt() + 1e-6)
+            self.advantage = above / (above.square().sum(1, keepdim=True).sqrt() + self.settings["advantage_eps"])
         else:
             self.reward = -(-confidence).exp()
             together, found = groups if self.stage.kind == "latentr3_batch" else 2, []
@@ -121,27 +135,62 @@ class FullPasses:
                 found.append(above / (above.square().sum().sqrt() + 1e-6))
             self.advantage = torch.cat(found)
 
+    def term(self, ratio, advantage, divergence):
+        """Minus the clipped surrogate, plus the weighted divergence."""
+        cut = ratio.clamp(1 - self.settings["clip_low"], 1 + self.settings["clip_high"])
+        return -torch.minimum(ratio * advantage, cut * advantage) + self.settings["kl_coef"] * divergence
+
+    def token_terms(self, group):
+        """A term for each token of each member, and the thought."""
+        terms = []
+        for g in range(self.noise.shape[1]):
+            new, thought = self.score(self.model.reasoner, group, g)
+            with torch.no_grad():
+                reference, _ = self.score(self.stage.reference, group, g)
+            for t in range(len(new)):
+                gap = reference[t] - new[t]
+                terms.append(self.term((new[t] - self.old[group][g][t]).exp(), self.advantage[group, g], gap.exp() - gap - 1))
+        return terms, thought
+
+    def latent_terms(self, group):
+        """A term for each member, by the normal densities of which torch knows the probabilities, and the thought."""
+        _, thought = self.think(self.model.reasoner, group)
+        with torch.no_grad():
+            old, reference = (self.think(each, group)[1].embedding[0] for each in (self.old_reasoner, self.stage.reference))
+            deviation = self.settings["noise_scale"] * old.square().mean().sqrt()
+        new, before = Normal(thought.embedding[0], deviation), Normal(old, deviation)
+        divergence, terms = kl_divergence(new, Normal(reference, deviation)).sum(), []
+        for g in range(self.noise.shape[1]):
+            drawn = old + self.noise[group, g]
+            ratio = (new.log_prob(drawn).sum() - before.log_prob(drawn).sum()).exp()
+            terms.append(self.term(ratio, self.advantage[group, g], divergence))
+        return terms, thought
+
     def loss(self):
         """The loss of a step with the model's present reasoner."""
-        groups, members = self.noise.shape[:2]
-        stage, loss, regularisers = self.stage, 0.0, {}
+        groups, loss, regularisers = len(self.noise), 0.0, {}
         for b in range(groups):
-            tokens = []
-            for g in range(members):
-                new, thought = self.score(self.model.reasoner, b, g)
-                with torch.no_grad():
-                    reference, _ = self.score(stage.reference, b, g)
-                for t in range(len(new)):
-                    ratio, advantage = (new[t] - self.old[b][g][t]).exp(), self.advantage[b, g]
-                    cut = ratio.clamp(1 - stage.clip[0], 1 + stage.clip[1])
-                    gap = reference[t] - new[t]
-                    tokens.append(-torch.minimum(ratio * advantage, cut * advantage) + stage.kl_coef * (gap.exp() - gap - 1))
-            loss = loss + torch.stack(tokens).mean() / groups
+            terms, thought = (self.token_terms if self.settings["grpo_ratio"] == "token" else self.latent_terms)(b)
+            loss = loss + torch.stack(terms).mean() / groups
             if thought.state is not None:
                 for name, value in thought.state.regularisers().items():
                     regularisers[name] = regularisers.get(name, 0) + value / groups
         parts = {"loss": LossPart(loss), **(self.model.loss_weights(regularisers) if regularisers else {})}
         return total_loss(parts)
+
+
+@pytest.mark.parametrize("kind, expected", [
+    ("flr", ("latent", True, 0.3, 0.01)), ("latentr3", ("token", False, 1.5, 0.0)), ("latentr3_batch", ("token", False, 1.5, 0.0)),
+])
+def test_defaults_that_depend_on_the_kind(build, kind, expected):
+    """Ratio, whether the noise is relative, its scale, and the weight of the divergence. A given value replaces each."""
+    config, model, _ = build(grpo=kind)
+    stage = LatentGRPO(model, config)
+    assert (stage.ratio, stage.relative, stage.scale, stage.kl_coef) == expected
+    for name, value in {"grpo_ratio": "token", "noise": "relative", "noise_scale": 0.7, "kl_coef": 0.2}.items():
+        config[name] = value
+    stage = LatentGRPO(model, config)
+    assert (stage.ratio, stage.relative, stage.scale, stage.kl_coef) == ("token", True, 0.7, 0.2)
 
 
 def gradients(model, loss):
@@ -154,18 +203,21 @@ def gradients(model, loss):
     ("FLR", {"grpo_ratio": "token"}), ("FLR", {"grpo_ratio": "token", "num_refinements": 3, "group_size": 2}),
     ("FLR", {"grpo_ratio": "token", "clip_low": 0.0, "clip_high": 0.01}), ("FLR", {"grpo": "latentr3"}), ("FLR", {"grpo": "latentr3_batch"}),
     ("LatentR3", {}), ("LatentR3", {"grpo": "flr", "grpo_ratio": "token"}),
+    ("FLR", {"grpo_ratio": "token", "confidence_reward": 0.3, "match_reward": 0.7, "advantage_eps": 0.5}),
+    ("FLR", {"grpo_ratio": "latent"}), ("FLR", {"grpo_ratio": "latent", "clip_low": 0.01, "clip_high": 0.02, "noise_scale": 0.5}),
 ])
 def test_shared_prompt_equals_repeated_prompts(grpo_stage, model_name, options):
     """Loss and gradients of the first step, and of the second, where the ratio differs from 1 and the clip acts."""
     model, stage, interaction = grpo_stage(model_name, rows=4, **options)
     move(model)
+    let_some_match(model, interaction)
     rollout = stage.rollout(interaction)
     old, oracle = copy.deepcopy(model.reasoner), None
     for step in range(2):
         loss = loss_of(stage, rollout)
         got = gradients(model, loss)
         if oracle is None:  # the noise is drawn in the first step
-            oracle = FullPasses(model, stage, interaction, rollout.noise, old)
+            oracle = FullPasses(model, stage, interaction, rollout.noise, old, **options)
             oracle.judge()
         expected = oracle.loss()
         torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-9)
@@ -175,6 +227,7 @@ def test_shared_prompt_equals_repeated_prompts(grpo_stage, model_name, options):
             torch.testing.assert_close(got[name], wanted[name], rtol=1e-8, atol=1e-10)
         move(model, seed=4, size=0.02)
     means = stage.means.read()
+    assert oracle.match[::2, 0].all() and not oracle.match.all()
     assert means["match"] == pytest.approx(oracle.match.double().mean().item())
     assert means["reward"] == pytest.approx(oracle.reward.mean().item())
 
@@ -183,11 +236,7 @@ def test_shared_prompt_equals_repeated_prompts(grpo_stage, model_name, options):
 def test_exact_match_agrees_with_the_greedy_decoder(grpo_stage, score):
     """On targets that greedy decoding finds for some members and not for others."""
     model, stage, interaction = grpo_stage(noise="absolute", noise_scale=3.0, group_size=12, score=score)
-    with torch.no_grad():  # in half of the rows, the target becomes the title that is found without noise
-        thought = model.think(model.read_context(interaction))
-        leaf = beam_search(TreeDecoder(model.backbone, thought), model.trie, 1, score=score).nodes[:, 0]
-    found = model.trie.items[model.trie.item_start[leaf].long()].long()
-    interaction[model.POS_ITEM_ID][::2] = found[::2]
+    let_some_match(model, interaction, score)
     rollout = stage.rollout(interaction)
     loss_of(stage, rollout)
     members = rollout.thought.unsqueeze(1) + rollout.noise
