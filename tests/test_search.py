@@ -168,6 +168,21 @@ def test_a_search_in_which_all_fails_ends_early(made_up):
         made_up(fails, trials=30)
 
 
+def test_failures_do_not_end_a_search_in_which_a_trial_finished(made_up):
+    """Four trials fail, one finishes, two more fail, and five finish."""
+    count = []
+
+    def score(config):
+        count.append(config)
+        if len(count) in (1, 2, 3, 4, 6, 7):
+            raise RuntimeError("out of memory")
+        return by_layers(config)
+
+    result, study = made_up(score, trials=12)
+    assert [trial.state.name for trial in study.trials] == ["FAIL"] * 4 + ["COMPLETE"] + ["FAIL"] * 2 + ["COMPLETE"] * 5
+    assert result["search"]["trial"] in (4, 7, 8, 9, 10, 11)
+
+
 def test_given_options_that_cannot_be_end_the_search_at_once(made_up):
     def fails(config):
         raise ConfigError("n_heads: found 3")
@@ -225,6 +240,18 @@ def test_other_options_are_another_search(made_up):
     made_up(by_layers, trials=1, state="ERROR", download=False, port=29500)  # options without an effect on results
     with pytest.raises(ValueError, match="too many values"):
         made_up(by_layers, trials=1, n_heads=1)
+    assert len(list(Path("saved").glob("search-*"))) == 2
+
+
+@pytest.mark.parametrize("changed", [
+    RANGES.replace("high: 3", "high: 4"), RANGES.replace(", log: true", ""), RANGES.replace("[16, 32, 64]", "[16, 32]"),
+    RANGES.replace("hidden_size: [16, 32, 64]\n", ""),
+], ids=["bound", "scale", "choices", "option"])
+def test_other_ranges_are_another_search(made_up, changed):
+    made_up(by_layers, trials=1)
+    Path("ranges.yaml").write_text(changed)
+    with pytest.raises(ValueError, match="too many values"):
+        made_up(by_layers, trials=1)
     assert len(list(Path("saved").glob("search-*"))) == 2
 
 

@@ -131,13 +131,16 @@ def test_ratio_split(n, ratios, sizes):
     ("2017-05-31", 3, "2017-02-28"), ("2016-05-31", 3, "2016-02-29"),
     ("2017-10-31T12:30:05.000007", 1, "2017-09-30T12:30:05.000007"), ("2018-03-31", 13, "2017-02-28"),
     ("2017-12-01", 12, "2016-12-01"),
-    ("1997-01-01", 24, "1995-01-01"), ("1997-01-01", 25, "1996-04-01"),
-    ("1997-01-01", 10**30, "1996-04-01"),  # any moment before the oldest start will do
+    ("1996-06-30", 1, "1996-05-30"), ("1997-01-01", 8, "1996-05-01"),  # the oldest start itself
+    ("1997-01-01", 9, "1996-04-01"), ("1997-01-01", 24, "1995-01-01"), ("1997-01-01", 25, "1994-12-01"),
+    ("1997-01-01", 10**30, "1994-12-01"),  # any moment before the oldest start will do
 ])  # fmt: skip
 def test_months_back(moment, months, expected):
     found = rules.months_back(datetime.fromisoformat(moment).replace(tzinfo=UTC), months)
-    assert found == datetime.fromisoformat(expected).replace(tzinfo=UTC) or found < rules.OLDEST_START
-    assert rules.iso(found) == expected or found < rules.OLDEST_START
+    if datetime.fromisoformat(expected).replace(tzinfo=UTC) < rules.OLDEST_START:
+        assert found < rules.OLDEST_START
+    else:
+        assert rules.iso(found) == expected and found.tzinfo is UTC
 
 
 def test_moments():
