@@ -10,6 +10,7 @@ from recbole_flr.contracts import LossPart
 from recbole_flr.errors import ConfigError
 from recbole_flr.training.reinforcement import LatentGRPO
 from recbole_flr.training.stage import Means, Stage, choose_stages
+from recbole_flr.training.steps import batch_shares
 from recbole_flr.training.supervised import Supervised
 from recbole_flr.training.warmup import WarmUp
 
@@ -144,6 +145,40 @@ def test_a_stage_sums_its_parts_and_records_them(build):
     stage = Two(model, config)
     assert stage.loss(1.0).item() == 2.0 and stage.loss(2.0).item() == 3.0
     assert stage.means.read() == {"loss": 2.5, "title": 1.5, "other": 4.0, "other_weight": 0.25}
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_means_of_parts_are_those_of_the_whole_batch(build, parts):
+    """A mean over tokens, a mean over rows with a weight, and a mean over rows for the log. Parts have 1 to 3 rows."""
+    config, model, _ = build("SASRec")
+    torch.manual_seed(7)
+    tokens = [torch.randn(count, dtype=torch.float64) for count in (1, 5, 2, 4, 1, 3, 2, 6, 1, 1, 4)]
+    values = torch.randn(11, dtype=torch.float64)
+
+    class Three(Stage):
+        name = "three"
+
+        def counts(self, rows):
+            return {"rows": len(rows), "tokens": sum(len(tokens[row]) for row in rows)}
+
+        def losses(self, rows):
+            self.means.add(reward=values[rows].square().mean(), clean=values[rows].mean().item())
+            title = torch.cat([tokens[row] for row in rows]).mean()
+            return {"title": LossPart(title, mean_over="tokens"), "other": LossPart(values[rows].mean(), 0.25)}
+
+    stage, batches = Three(model, config), [torch.arange(7), torch.arange(7, 11)]
+    for batch in batches:
+        for part, shares in batch_shares(batch, parts, stage.counts):
+            stage.loss(part, None if parts == 1 else shares)
+    expected = {"title": 0.0, "other": 0.0, "reward": 0.0}
+    for batch in batches:
+        of_batch = [number for row in batch for number in tokens[row].tolist()]
+        expected["title"] += sum(of_batch) / len(of_batch) / 2
+        expected["other"] += sum(values[row].item() for row in batch) / len(batch) / 2
+        expected["reward"] += sum(values[row].item() ** 2 for row in batch) / len(batch) / 2
+    expected |= {"clean": expected["other"], "other_weight": 0.25, "loss": expected["title"] + 0.25 * expected["other"]}
+    assert stage.means.read() == pytest.approx(expected, rel=1e-9)
+    assert stage.means.read_all() == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_plain_stage_trains_with_calculate_loss(build):
