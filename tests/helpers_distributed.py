@@ -25,6 +25,7 @@ EQUAL = {"learner": "sgd", "learning_rate": 0.05, "epochs": 1, "eval_batch_size"
 LM = {**TINY_LATENT, **EQUAL, "grpo_learning_rate": 0.05, "warmup_learning_rate": 0.05, "compact_layers": 1,
       "embedding_dropout": 0.0, "torch_dtype": "float64", "warmup_epochs": 1, "stages": "sft,grpo", "grpo_epochs": 1, "num_beams": 10}
 ITEMS = {**TINY_FLRMIX, **EQUAL, "grpo_learning_rate": 0.05, "dropout": 0.0, "stages": "sft,grpo", "gate_balance": 0.3, "grpo_epochs": 1}
+COUNTED = {"metrics": ["NDCG", "GiniIndex", "AveragePopularity"]}  # need counts of the items beside the ranks
 IN_PARTS = {"accumulate_steps": 3}
 RESUMED = {**TINY_LATENT, "num_factors": 3, "epochs": 2, "warmup_epochs": 1, "learning_rate": 0.01, "num_beams": 10, "compact_layers": 1}
 WITHOUT_DROPOUT = {"embedding_dropout": 0.0}
@@ -45,8 +46,8 @@ CASES = {  # name -> model, options, and options of the run of two processes alo
     "SASRec": ("SASRec", {**TINY, **EQUAL, "hidden_size": 16, "inner_size": 16, "epochs": 2}),
     "GRU4Rec": ("GRU4Rec", {**TINY, **EQUAL, "hidden_size": 16, "embedding_size": 16}),
     "BPR": ("BPR", {**TINY, **EQUAL, "embedding_size": 16}),
-    "Pop": ("Pop", {**TINY, "eval_batch_size": 5}),
-    "VSKNN": ("VSKNN", {**TINY, "eval_batch_size": 1000}),  # one batch: a process has none
+    "Pop": ("Pop", {**TINY, "eval_batch_size": 5, **COUNTED}),
+    "VSKNN": ("VSKNN", {**TINY, "eval_batch_size": 1000, **COUNTED}),  # one batch: a process has none
 }
 
 

@@ -191,7 +191,8 @@ def test_both_stages_are_reported_and_the_better_is_kept(trained):
 
 
 @pytest.mark.parametrize("better, metric, best", [
-    ("sft", "NDCG", 2.0), ("grpo", "NDCG", 2.0), ("sft", "GiniIndex", 1.0), ("grpo", "GiniIndex", 1.0),  # less inequality is better
+    ("sft", "NDCG", 2.0), ("grpo", "NDCG", 2.0),
+    ("sft", "GiniIndex", 1.0), ("grpo", "GiniIndex", 1.0),  # less inequality is better
 ])
 def test_reinforcement_never_makes_a_run_worse(tiny_data, better, metric, best, monkeypatch):
     """The run keeps the weights of the stage with the better validation score, whichever stage that is."""

@@ -16,8 +16,8 @@ from recbole_flr.training import grpo
 from recbole_flr.training.reinforcement import LatentGRPO
 
 LATENT = ("FLR", "LatentR3")
-SETTINGS = {"kl_coef": 0.3, "advantage_eps": 1e-6, "confidence_reward": 0.1, "match_reward": 1.0, "clip_low": 0.2, "clip_high": 0.28,
-            "noise_scale": 0.3, "grpo_ratio": "token"}  # what the oracle uses for options that a case does not give
+SETTINGS = {"kl_coef": 0.3, "advantage_eps": 1e-6, "confidence_reward": 0.1, "match_reward": 1.0, "clip_low": 0.2,
+            "clip_high": 0.28, "noise_scale": 0.3, "grpo_ratio": "token"}  # what the oracle uses for options that a case does not give
 
 
 @pytest.fixture
@@ -180,7 +180,8 @@ class FullPasses:
 
 
 @pytest.mark.parametrize("kind, expected", [
-    ("flr", ("latent", True, 0.3, 0.01)), ("latentr3", ("token", False, 1.5, 0.0)), ("latentr3_batch", ("token", False, 1.5, 0.0)),
+    ("flr", ("latent", True, 0.3, 0.01)), ("latentr3", ("token", False, 1.5, 0.0)),
+    ("latentr3_batch", ("token", False, 1.5, 0.0)),
 ])
 def test_defaults_that_depend_on_the_kind(build, kind, expected):
     """Ratio, whether the noise is relative, its scale, and the weight of the divergence. A given value replaces each."""
