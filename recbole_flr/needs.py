@@ -12,7 +12,7 @@ from recbole.utils import ModelType
 
 from recbole_flr.errors import ConfigError, DataError
 from recbole_flr.processes import asked_for, world_size
-from recbole_flr.protocol import WITHOUT_CUTOFF
+from recbole_flr.protocol import WITHOUT_CUTOFF, evaluation_modes
 
 FEATURE_MODELS = ("FDSA", "GRU4RecF", "SASRecF")  # sequential models that read features of the items
 CPR_MODELS = ("GRU4RecCPR", "SASRecCPR")
@@ -82,7 +82,9 @@ def check_needs(config):
                 "recbole_flr never reads; leave it out"
             )
     if config["MODEL_TYPE"] == ModelType.CONTEXT:
-        _check_label(config)
+        _check_label(config, f"model: {model} predicts a label")
+    elif "labeled" in evaluation_modes(config["eval_args"]):
+        _check_label(config, "eval_args: found mode labeled, which compares scores with labels")
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
         _check_graph(config)
     features = config["selected_features"] if model in FEATURE_MODELS else []
@@ -122,11 +124,17 @@ def _load_col(config, **more):
     return f'--load_col="{dict(load_col, **more)}"'
 
 
-def _check_label(config):
-    """A context-aware model predicts a label between 0 and 1: it needs a column, a threshold on one, or negative samples."""
+def _check_label(config, use):
+    """A label between 0 and 1 comes from a column, a threshold on one, or, for a context-aware model, negative samples.
+
+    Args:
+        config: the run's.
+        use: what needs the label, for the message.
+    """
     label, threshold = config["LABEL_FIELD"], config["threshold"]
     inter = _columns(config, "inter")
-    samples = (config["train_neg_sample_args"] or {}).get("distribution", "none") != "none"
+    samples = config["MODEL_TYPE"] == ModelType.CONTEXT and (
+        (config["train_neg_sample_args"] or {}).get("distribution", "none") != "none")
     if threshold:
         missing = [name for name in threshold if name not in inter]
         if missing:
@@ -140,7 +148,7 @@ def _check_label(config):
     if not isinstance(inter, list):  # all columns are loaded, and RecBole refuses a label that is not among them
         return
     raise ConfigError(
-        f"model: {config['model']} predicts a label, and the options give none. Make it of ratings with "
+        f"{use}, and the options give none. Make it of ratings with "
         f"--threshold=\"{{'rating': 4}}\" {_load_col(config, inter=[*inter, 'rating'])}, or name a column "
         f"of 0 and 1 with --LABEL_FIELD=COLUMN and add it to load_col"
     )

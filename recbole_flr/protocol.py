@@ -108,6 +108,12 @@ def check_metrics(options):
                           "which follow from metrics and topk")
 
 
+def evaluation_modes(protocol):
+    """How validation and test choose the items that are ranked: the values of `mode` in `eval_args`, one for both or one for each."""
+    mode = protocol["mode"]
+    return list(mode.values()) if isinstance(mode, dict) else [mode]
+
+
 def check_protocol(protocol, model_type):
     """Refuse an `eval_args` that RecBole would misread.
 

@@ -292,6 +292,8 @@ class SafeCheckpoints:
         with self.whole_model():
             result = super().evaluate(share_batches(eval_data), load_best_model=False, show_progress=show_progress)
         self.ranks = self.eval_collector.take_ranks() if isinstance(self.eval_collector, RankCollector) else {}
+        for name in result or ():
+            result[name] = float(result[name])  # some metrics, such as GAUC, give numpy's numbers, which JSON does not know
         return result
 
 

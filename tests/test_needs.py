@@ -61,6 +61,13 @@ def test_other_commands_refuse_several_processes(monkeypatch, capsys, call, word
     assert not list(Path().iterdir())
 
 
+def test_labels_are_asked_for_where_scores_are_compared_with_them(every):
+    options = {"metrics": ["AUC"], "valid_metric": "AUC", "title_metrics": False,
+               "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "labeled"}}
+    found = try_model("SASRec", every, options)
+    assert "eval_args: found mode labeled, which compares scores with labels, and the options give none" in found
+
+
 @pytest.mark.parametrize(
     "model, said",
     [

@@ -67,7 +67,7 @@ def test_a_run_cut_short_ends_as_one_that_was_not(trained, tiny_data, model, cut
 
 @pytest.mark.parametrize("model, options", [
     ("FLR", OPTIONS["FLR"]),
-    ("SASRec", {"epochs": 1, "metrics": ["GiniIndex", "AveragePopularity"], "valid_metric": "GiniIndex@10"}),  # need training rows
+    ("SASRec", {"epochs": 1, "metrics": ["GiniIndex", "AveragePopularity", "GAUC"], "valid_metric": "GiniIndex@10"}),  # need training rows
 ])
 def test_resuming_a_finished_run_changes_nothing(trained, model, options):
     _, whole = trained(model, **options)

@@ -20,16 +20,22 @@ from recbole_flr.model.backbone import build_backbone
 from recbole_flr.model.reasoner import WORTH_SHARING, read_prompt
 from recbole_flr.model.title_scores import TitleScores, precise
 from recbole_flr.model.tree import TreeDecoder
+from recbole_flr.protocol import evaluation_modes
 
 
 def check_beams(config):
     """Refuse fewer beams than items that are asked for: RecBole would pick arbitrary items among those that no beam reached.
+
+    Refuse GAUC in a full ranking: it needs the place of the target among all items.
 
     Raises:
         ConfigError: if so.
     """
     if config["decode"] == "beam" and config["num_beams"] < max(config["topk"]):
         raise ConfigError(f"num_beams: found {config['num_beams']}, expected at least {max(config['topk'])}, the largest topk")
+    if "gauc" in [name.lower() for name in config["metrics"]] and "full" in evaluation_modes(config["eval_args"]):
+        raise ConfigError("metrics: found GAUC, which needs a score of each item, but a model that writes titles scores the best ones "
+                          "only; leave it out")
 
 
 def token_file(config):
