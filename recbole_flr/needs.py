@@ -70,6 +70,11 @@ def check_needs(config):
             f"model: {model} needs the package {package}, which is not installed; run  pip install "
             f"{PIP_NAMES.get(package, package)}"
         )
+    if config["log_wandb"] and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("log_wandb: found True, which needs the package wandb, which is not installed; run  pip install wandb")
+    if str(config["learner"]).lower() == "sparse_adam":
+        raise ConfigError("learner: found sparse_adam, which takes sparse gradients only, and no model here has them; expected adam, "
+                          "sgd, adagrad or rmsprop")
     if model in STAGED_BY_PICKLES:
         raise ConfigError(
             f"model: {model} is trained in stages that hand on pickles, which recbole_flr never reads or writes; "

@@ -1,5 +1,6 @@
 """A run that cannot work is refused before anything is written, with the option that gives what is missing."""
 
+import importlib.util
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,6 @@ from recbole_flr.command import backbone_main, export_main, main, recommend_main
 from recbole_flr.comparison.command import report_main
 from recbole_flr.errors import ConfigError
 from recbole_flr.needs import check_processes, check_sizes
-
 
 ONE_PROCESS = {"nproc": 1, "world_size": None, "ip": "localhost", "port": None, "group_offset": 0}
 
@@ -59,6 +59,16 @@ def test_other_commands_refuse_several_processes(monkeypatch, capsys, call, word
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and f"WORLD_SIZE: found 2, so a launcher such as torchrun started several processes, but {what} runs in one" in err
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("option, value, said", [
+    ("learner", "sparse_adam", "learner: found sparse_adam, which takes sparse gradients only"),
+    ("log_wandb", True, "log_wandb: found True, which needs the package wandb, which is not installed; run  pip install wandb"),
+])
+def test_options_that_ended_in_a_traceback(every, monkeypatch, option, value, said):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *package: None if name == "wandb" else find(name, *package))
+    assert said in try_model("SASRec", every, {option: value})
 
 
 def test_labels_are_asked_for_where_scores_are_compared_with_them(every):
