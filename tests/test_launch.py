@@ -42,8 +42,9 @@ def children(pid):
 def test_ctrl_c_for_the_first_process_alone(tmp_path, works):
     (tmp_path / "sleepers.py").write_text(SLEEPERS)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen([sys.executable, "sleepers.py"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
-                             start_new_session=True)
+    first = subprocess.Popen(  # a shell lets what it starts in the background ignore Ctrl-C; here it counts
+        [sys.executable, "sleepers.py"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         end = time.monotonic() + 120
         while (len(started := children(first.pid)) < 2 or works and len(list(tmp_path.glob("works-*"))) < 2) and (
