@@ -17,6 +17,7 @@ OPTIONS = {  # of some cases; the first word is the model
     "FLRMix words": {"item_text": "words"}, "FLRMix both": {**READS_TITLES, "rank": "both"},
     "FLRMix write": {**READS_TITLES, "rank": "write"},
 }
+FEW_ROWS = {"train_rows": 40, "valid_rows": 8, "test_rows": 8}  # each operator takes longer here
 EPOCHS = ("epochs", "warmup_epochs", "grpo_epochs")
 NEED_PRETRAINED = ("Base", "CoT")
 
@@ -26,7 +27,7 @@ def test_a_model_works_on_another_device(case, session_data, saved_models, tmp_p
     monkeypatch.chdir(tmp_path)
     name = case.split()[0]
     options = TINY_OPTIONS.get(name, {**TINY, "epochs": 1})
-    options = {**options, "data_path": str(session_data), "topk": [1, 5], "valid_metric": "NDCG@5",
+    options = {**options, "data_path": str(session_data), "topk": [1, 5], "valid_metric": "NDCG@5", **FEW_ROWS,
                **dict.fromkeys(set(EPOCHS) & set(options), 1), **OPTIONS.get(case, {})}
     if name in NEED_PRETRAINED:
         options["backbone"] = str(saved_models["qwen2"])
