@@ -75,6 +75,9 @@ def check_needs(config):
     if str(config["learner"]).lower() == "sparse_adam":
         raise ConfigError("learner: found sparse_adam, which takes sparse gradients only, and no model here has them; expected adam, "
                           "sgd, adagrad or rmsprop")
+    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and config["TIME_FIELD"] in (config["numerical_features"] or ()):
+        raise ConfigError(f"numerical_features: found {config['TIME_FIELD']!r} (TIME_FIELD), which gives the order of the interactions; "
+                          "for a feature, add a copy of it as another column")
     if model in STAGED_BY_PICKLES:
         raise ConfigError(
             f"model: {model} is trained in stages that hand on pickles, which recbole_flr never reads or writes; "

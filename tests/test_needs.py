@@ -63,6 +63,7 @@ def test_other_commands_refuse_several_processes(monkeypatch, capsys, call, word
 
 @pytest.mark.parametrize("option, value, said", [
     ("learner", "sparse_adam", "learner: found sparse_adam, which takes sparse gradients only"),
+    ("numerical_features", ["timestamp"], "numerical_features: found 'timestamp' (TIME_FIELD), which gives the order"),
     ("log_wandb", True, "log_wandb: found True, which needs the package wandb, which is not installed; run  pip install wandb"),
 ])
 def test_options_that_ended_in_a_traceback(every, monkeypatch, option, value, said):
