@@ -51,8 +51,8 @@ def made_up(monkeypatch, options):
     A trial has the validation scores that score(config) returns as a list, or it fails with what score(config) raises.
     """
     Path("ranges.yaml").write_text(RANGES)
-    storages = defaultdict(optuna.storages.InMemoryStorage)
-    monkeypatch.setattr(Search, "_storage", lambda search: storages[search.folder])
+    storages, used = defaultdict(optuna.storages.InMemoryStorage), []
+    monkeypatch.setattr(Search, "_storage", lambda search: (used.append(search.folder), storages[search.folder])[1])
 
     def trained(score):
         def train_only(config, on_start, on_validation):
@@ -74,8 +74,7 @@ def made_up(monkeypatch, options):
         monkeypatch.setattr(module, "train_only", trained(score))
         monkeypatch.setattr(module, "run_recbole_flr", tested)
         found = run_search("SASRec", "tiny", None, {**options, **more}, search="ranges.yaml", trials=trials, seconds=seconds)
-        folder, = Path("saved").glob("search-*")
-        return found, optuna.load_study(study_name="search", storage=storages[folder])
+        return found, optuna.load_study(study_name="search", storage=storages[used[-1]])
 
     return run
 
@@ -238,8 +237,7 @@ def test_a_finished_search_does_nothing_and_takes_more_trials(made_up):
 def test_other_options_are_another_search(made_up):
     made_up(by_layers, trials=1)
     made_up(by_layers, trials=1, state="ERROR", download=False, port=29500)  # options without an effect on results
-    with pytest.raises(ValueError, match="too many values"):
-        made_up(by_layers, trials=1, n_heads=1)
+    assert len(made_up(by_layers, trials=1, n_heads=1)[1].trials) == 1
     assert len(list(Path("saved").glob("search-*"))) == 2
 
 
@@ -250,8 +248,7 @@ def test_other_options_are_another_search(made_up):
 def test_other_ranges_are_another_search(made_up, changed):
     made_up(by_layers, trials=1)
     Path("ranges.yaml").write_text(changed)
-    with pytest.raises(ValueError, match="too many values"):
-        made_up(by_layers, trials=1)
+    assert len(made_up(by_layers, trials=1)[1].trials) == 1
     assert len(list(Path("saved").glob("search-*"))) == 2
 
 

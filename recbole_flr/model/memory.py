@@ -12,7 +12,7 @@ from recbole_flr.model.neighbors import Neighbors
 from recbole_flr.model.transitions import Transitions
 
 TABLES = ("transitions", "neighbors")
-FLOOR = 3e-3  # share of the most votes that an item without a vote is given: it is not impossible
+FLOOR = 3e-3  # against votes of at most 1: how little an item without a vote counts
 
 
 class Memory:

@@ -35,9 +35,9 @@ def ranking_kind(config, reads_text):
         raise ConfigError(f"rank: found {rank}, and title_loss_weight 0; expected a weight above 0: nothing else teaches the model "
                           "to write titles")
     if rank == "write":
-        from recbole_flr.model.titles import check_beams
+        from recbole_flr.model.titles import check_best_titles
 
-        check_beams(config)
+        check_best_titles(config)
     return rank
 
 

@@ -23,10 +23,11 @@ from recbole_flr.model.tree import TreeDecoder
 from recbole_flr.protocol import evaluation_modes
 
 
-def check_beams(config):
-    """Refuse fewer beams than items that are asked for: RecBole would pick arbitrary items among those that no beam reached.
+def check_best_titles(config):
+    """Refuse what a search for the best titles cannot serve.
 
-    Refuse GAUC in a full ranking: it needs the place of the target among all items.
+    - Fewer beams than items that are asked for: RecBole would pick arbitrary items among those that no beam reached.
+    - GAUC in a full ranking: it needs the place of the target among all items.
 
     Raises:
         ConfigError: if so.

@@ -13,7 +13,7 @@ from recbole.utils import InputType
 from recbole_flr.contracts import LossPart, Recommender, Thinker, total_loss
 from recbole_flr.data.catalog import Catalog
 from recbole_flr.decoding import item_scores
-from recbole_flr.model.titles import TitleModel, check_beams
+from recbole_flr.model.titles import TitleModel, check_best_titles
 from recbole_flr.ragged import RaggedRows
 from recbole_flr.training.supervised import Supervised
 from recbole_flr.training.warmup import WarmUp
@@ -32,9 +32,10 @@ class Writer(TitleModel, SequentialRecommender, Recommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.uses_beams = config["decode"] == "beam" and self.ranks_under_trie(config)
-        if self.uses_beams:
-            check_beams(config)
+        searches = self.ranks_under_trie(config)
+        self.uses_beams = searches and config["decode"] == "beam"
+        if searches:
+            check_best_titles(config)
         self.build_titles(config, Catalog.from_dataset(config, dataset))
         self.unsaved_parameters = self.frozen_parameters()
 

@@ -88,9 +88,10 @@ def test_fewer_beams_than_topk_are_refused(build):
         build(num_beams=7)
 
 
-def test_a_metric_of_all_places_is_refused_where_titles_are_written(build):
+@pytest.mark.parametrize("decode", ["beam", "exact"])
+def test_a_metric_of_all_places_is_refused_where_the_best_titles_are_searched(build, decode):
     with pytest.raises(ConfigError, match="metrics: found GAUC, which needs a score of each item"):
-        build(metrics=["NDCG", "GAUC"])
+        build(metrics=["NDCG", "GAUC"], decode=decode)
     build(metrics=["NDCG", "GAUC"], eval_args={"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "uni5"})  # all are scored
 
 
