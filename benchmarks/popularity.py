@@ -13,10 +13,12 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 from recbole_flr.command import parse_arguments
+from recbole_flr.comparison.slices import metric_of_rows, slices
 from recbole_flr.config import Config
 from recbole_flr.data.catalog import Catalog, training_popularity
 from recbole_flr.data.loading import load_dataset, split
 from recbole_flr.exit_status import one_line
+from recbole_flr.rows import describe_ranked_rows
 from recbole_flr.trainer import with_safe_checkpoints
 
 
@@ -50,6 +52,13 @@ def main(arguments):
     for name, data in (("valid", valid_data), ("test", test_data)):
         result = trainer.evaluate(data, load_best_model=False)
         print(name, dict(result))
+        rows = describe_ranked_rows(config, dataset, train_data, data, trainer.ranks)
+        ranks = {f"test_{array}": values for array, values in {**trainer.ranks, **rows}.items()}
+        new = slices(ranks).get("new items")
+        if new is not None:
+            of_rows = {metric: metric_of_rows(ranks, metric) for metric in result}
+            found = {metric: values[new].mean() for metric, values in of_rows.items() if values is not None}
+            print(f"{name}, new items", {metric: round(float(value), config["metric_decimal_place"]) for metric, value in found.items()})
     return result
 
 
