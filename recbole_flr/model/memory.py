@@ -49,7 +49,7 @@ class Memory:
             dense = table.votes(ids).toarray().astype(np.float32)  # in this order: astype of a sparse matrix would sort it first
             votes = torch.from_numpy(dense).to(histories.device)
             most = votes.amax(1, keepdim=True)
-            found[name] = votes.div_(torch.where(most > 0, most * FLOOR, 1.0)).add_(1).log_()
+            found[name] = votes.div_(torch.where(most > 0, most * FLOOR, 1.0)).log1p_()
         return found
 
     def voters(self, history, items, weights):
