@@ -82,11 +82,19 @@ def load(database, table, source, columns, select, show_progress=False):
 
 
 def mean_id_bytes(database, source, columns):
-    """Mean bytes of the ids of users and items in the first lines of a log; None if DuckDB cannot read them as they are."""
+    """Mean bytes of the ids of users and items in the first lines of a log; None if DuckDB cannot read them as they are.
+
+    Raises:
+        DataError: a Parquet file is so damaged that DuckDB gives up, and its connection is of no more use.
+    """
     lengths = ", ".join(f"avg(strlen({role}))" for role in ID_ROLES)
     try:
         sample = f"SELECT {_raw(source, columns)} FROM {_scan(source, columns)} LIMIT {_SAMPLE}"
         found = database.rows(f"SELECT {lengths} FROM ({sample})")[0]
+    except (duckdb.InternalException, duckdb.FatalException) as error:
+        if source.format != "parquet":
+            raise
+        raise broken_parquet(source.path, error) from error
     except (DataError, duckdb.Error):  # `load` says what is wrong
         return None
     return None if None in found else found

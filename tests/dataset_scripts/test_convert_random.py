@@ -415,6 +415,7 @@ def test_damaged_csv(changes, packed):
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(CHANGES, min_size=1, max_size=2), st.sampled_from(["snappy", "zstd", "uncompressed"]))
+@example([("put", 0.6875, b"\xff")], "uncompressed")  # an internal error of DuckDB: from then on it refuses every statement
 def test_damaged_parquet(changes, compression):
     import duckdb
 
