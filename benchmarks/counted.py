@@ -61,7 +61,7 @@ def measure(name, items, rows, batch):
     reached = sum(int((model.full_sort_predict(part) > 0).sum()) for part in asked)
     ranking, ranked = perf_counter() - start, sum(map(len, asked))
     return {"model": name, "items": items, "rows": rows, "build_seconds": round(seconds, 2), "build_mb": round(memory / 1e6),
-            "rank_ms": round(1000 * ranking / ranked, 2), "items_reached": round(reached / ranked)}
+            "rank_ms": float(f"{1000 * ranking / ranked:.3g}"), "items_reached": round(reached / ranked)}
 
 
 def main(arguments):
