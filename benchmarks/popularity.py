@@ -3,7 +3,8 @@
     python -m benchmarks.popularity --dataset=toys_demo
 
 An item's score is how often it is a target in the training rows. Ranks, masks and metrics are those of RecBole for a sequential
-model. (RecBole's own Pop is a general model, which is evaluated in another way.) The options are those of a run.
+model. (RecBole's own Pop is a general model, which is evaluated in another way.) "new items" are the rows whose target is not in the
+history. The options are those of a run.
 """
 
 import sys
@@ -53,12 +54,14 @@ def main(arguments):
         result = trainer.evaluate(data, load_best_model=False)
         print(name, dict(result))
         rows = describe_ranked_rows(config, dataset, train_data, data, trainer.ranks)
+        # `slices` reads arrays of these names, whichever rows they belong to
         ranks = {f"test_{array}": values for array, values in {**trainer.ranks, **rows}.items()}
         new = slices(ranks).get("new items")
         if new is not None:
             of_rows = {metric: metric_of_rows(ranks, metric) for metric in result}
             found = {metric: values[new].mean() for metric, values in of_rows.items() if values is not None}
-            print(f"{name}, new items", {metric: round(float(value), config["metric_decimal_place"]) for metric, value in found.items()})
+            digits = config["metric_decimal_place"]
+            print(f"{name}, new items", {metric: round(float(value), digits) for metric, value in found.items()})
     return result
 
 
